@@ -1,0 +1,80 @@
+package events
+
+import "fmt"
+
+// States of an alert.
+const (
+	Firing   = "firing"
+	Resolved = "resolved"
+)
+
+// Alert says that an address, a prefix or a table is over a threshold, or no
+// longer is. A firing alert is published again, under the same ID, when its
+// value has grown much.
+type Alert struct {
+	Head     `msgpack:",inline"`
+	ID       string `msgpack:"id" json:"id"` // the same on every aggregator that counts the same stream
+	Rule     string `msgpack:"rule" json:"rule"`
+	State    string `msgpack:"state" json:"state"` // firing or resolved
+	Severity string `msgpack:"severity" json:"severity"`
+	Scope    string `msgpack:"scope" json:"scope"` // a firewall, "fleet" or "realm_<name>"
+	Realm    string `msgpack:"realm" json:"realm"`
+	Key      string `msgpack:"key" json:"key"`     // an address, a prefix, "table", or a firewall's alarm
+	Track    string `msgpack:"track" json:"track"` // by_src, by_dst or table
+	Metric   string `msgpack:"metric" json:"metric"`
+
+	Value   float64 `msgpack:"value" json:"value"`     // what was counted
+	Count   float64 `msgpack:"count" json:"count"`     // the threshold
+	Seconds int     `msgpack:"seconds" json:"seconds"` // the window; 0 where the metric has none
+	Peak    float64 `msgpack:"peak" json:"peak"`       // the highest value since it started
+
+	// Times in Unix milliseconds of the fleet's clock (the stream's).
+	Started int64 `msgpack:"started" json:"started"`
+	Updated int64 `msgpack:"updated" json:"updated"`
+
+	Firewalls map[string]float64 `msgpack:"firewalls,omitempty" json:"firewalls,omitempty"` // each one's share of Value
+	// Peers and Ports are the most frequent ones among a sample of recent
+	// events of this key, not a full count.
+	Peers []Share `msgpack:"peers_sample,omitempty" json:"peers_sample,omitempty"`
+	Ports []Share `msgpack:"ports_sample,omitempty" json:"ports_sample,omitempty"`
+	// Unreplied is the share, 0 to 1, of this key's flows that ended without
+	// an answer within the window; nil until one has ended.
+	Unreplied *float64 `msgpack:"unreplied" json:"unreplied"`
+
+	Allowlisted bool   `msgpack:"allowlisted,omitempty" json:"allowlisted,omitempty"`
+	Lossy       bool   `msgpack:"lossy,omitempty" json:"lossy,omitempty"` // events were lost within the window: the truth may be higher
+	Stale       bool   `msgpack:"stale,omitempty" json:"stale,omitempty"` // a firewall in scope is silent
+	Simulated   bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
+	Text        string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
+}
+
+// Share is one value and how often it was seen.
+type Share struct {
+	Value string `msgpack:"value" json:"value"`
+	Count uint64 `msgpack:"count" json:"count"`
+}
+
+func (a *Alert) Validate() error {
+	if err := oneOf("state", a.State, Firing, Resolved); err != nil {
+		return err
+	}
+	if err := CheckName(a.Rule); err != nil {
+		return fmt.Errorf("rule: %w", err)
+	}
+	if err := CheckName(a.Realm); err != nil {
+		return fmt.Errorf("realm: %w", err)
+	}
+	if err := CheckName(a.Scope); err != nil {
+		return fmt.Errorf("scope: %w", err)
+	}
+	texts := [][2]string{{"id", a.ID}, {"severity", a.Severity}, {"key", a.Key}, {"track", a.Track}, {"metric", a.Metric}, {"text", a.Text}}
+	for name := range a.Firewalls {
+		if err := CheckFirewall(name); err != nil {
+			return err
+		}
+	}
+	for _, s := range append(a.Peers[:len(a.Peers):len(a.Peers)], a.Ports...) {
+		texts = append(texts, [2]string{"sample", s.Value})
+	}
+	return checkText(texts...)
+}

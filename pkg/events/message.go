@@ -1,0 +1,113 @@
+package events
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// MessageVersion is the version of all messages but the batch.
+const MessageVersion = 1
+
+// MaxMessageBytes is the largest map message that is read.
+const MaxMessageBytes = 256 << 10
+
+// Message is a map message: everything on the bus but the batch.
+type Message interface {
+	// Validate reports what is wrong with the content: a bad name, a text with
+	// control characters, a field that must not be empty.
+	Validate() error
+	version() *int
+}
+
+// Marshal encodes m as a msgpack map, keys of nested maps sorted, so that equal
+// messages are equal bytes (signatures and deterministic ids need that).
+func Marshal(m Message) ([]byte, error) {
+	if v := m.version(); *v == 0 {
+		*v = MessageVersion
+	}
+	var buf bytes.Buffer
+	enc := msgpack.NewEncoder(&buf)
+	enc.SetSortMapKeys(true)
+	enc.UseCompactInts(true)
+	if err := enc.Encode(m); err != nil {
+		return nil, fmt.Errorf("encode %T: %w", m, err)
+	}
+	return buf.Bytes(), nil
+}
+
+// Unmarshal decodes data into m and validates it. Unknown keys are skipped; a
+// version newer than MessageVersion is refused with ErrVersion.
+func Unmarshal(data []byte, m Message) error {
+	if len(data) > MaxMessageBytes {
+		return fmt.Errorf("decode %T: %d bytes, at most %d are allowed", m, len(data), MaxMessageBytes)
+	}
+	r := bytes.NewReader(data)
+	dec := msgpack.NewDecoder(r)
+	// A first pass without recursion: the reflective decoder below follows the
+	// nesting that the sender chose.
+	if err := skip(dec); err != nil {
+		return fmt.Errorf("decode %T: not a msgpack map: %w", m, err)
+	}
+	if r.Len() > 0 {
+		return fmt.Errorf("decode %T: %d bytes after its end", m, r.Len())
+	}
+	if c := data[0]; c&0xf0 != 0x80 && c != 0xde && c != 0xdf {
+		return fmt.Errorf("decode %T: not a msgpack map", m)
+	}
+	*m.version() = 0
+	if err := msgpack.Unmarshal(data, m); err != nil {
+		return fmt.Errorf("decode %T: %w", m, err)
+	}
+	if v := *m.version(); v != MessageVersion {
+		return fmt.Errorf("decode %T: %w %d, this program reads %d", m, ErrVersion, v, MessageVersion)
+	}
+	if err := m.Validate(); err != nil {
+		return fmt.Errorf("decode %T: %w", m, err)
+	}
+	return nil
+}
+
+// Head is embedded in every map message.
+type Head struct {
+	V int `msgpack:"v" json:"v"`
+}
+
+func (h *Head) version() *int { return &h.V }
+
+// maxText bounds one free text: a reason, a version, a label.
+const maxText = 1024
+
+var errControl = errors.New("control characters are not allowed")
+
+// checkText returns nil when each of the named texts may be shown as it is.
+func checkText(fields ...[2]string) error {
+	for _, f := range fields {
+		if len(f[1]) > maxText {
+			return fmt.Errorf("%s: %d bytes, at most %d are allowed", f[0], len(f[1]), maxText)
+		}
+		if !utf8.ValidString(f[1]) {
+			return fmt.Errorf("%s: not UTF-8", f[0])
+		}
+		for _, r := range f[1] {
+			if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+				return fmt.Errorf("%s: %w", f[0], errControl)
+			}
+		}
+	}
+	return nil
+}
+
+// oneOf returns nil when value is one of the allowed words.
+func oneOf(field, value string, allowed ...string) error {
+	for _, a := range allowed {
+		if value == a {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: %.40q is none of %q", field, value, allowed)
+}

@@ -1,0 +1,177 @@
+package events
+
+import "fmt"
+
+// Kinds of questions to the centre, each on ct.v1.query.<kind>.
+const (
+	QueryTop       = "top"
+	QueryFirewalls = "firewalls"
+	QueryAlerts    = "alerts"
+	QueryAddress   = "address"
+)
+
+// Metrics.
+const (
+	MetricNew          = "new"
+	MetricActive       = "active"
+	MetricUnreplied    = "unreplied"
+	MetricTablePercent = "table_percent"
+)
+
+// TopQuery asks for the largest keys. Zero values mean: by src, metric new,
+// window 10 s, the fleet of the default realm, 20 rows.
+type TopQuery struct {
+	Head     `msgpack:",inline"`
+	By       string `msgpack:"by" json:"by"`
+	Metric   string `msgpack:"metric" json:"metric"`
+	WindowS  int    `msgpack:"window_s" json:"window_s"`
+	Firewall string `msgpack:"firewall,omitempty" json:"firewall,omitempty"`
+	Realm    string `msgpack:"realm,omitempty" json:"realm,omitempty"`
+	Limit    int    `msgpack:"limit,omitempty" json:"limit,omitempty"`
+}
+
+func (q *TopQuery) Validate() error {
+	if err := oneOf("by", q.By, "", BySrc, ByDst); err != nil {
+		return err
+	}
+	if err := oneOf("metric", q.Metric, "", MetricNew, MetricActive, MetricUnreplied); err != nil {
+		return err
+	}
+	if q.Firewall != "" {
+		if err := CheckFirewall(q.Firewall); err != nil {
+			return err
+		}
+	}
+	if q.Realm != "" {
+		if err := CheckName(q.Realm); err != nil {
+			return fmt.Errorf("realm: %w", err)
+		}
+	}
+	if q.Limit < 0 || q.Limit > 10_000 {
+		return fmt.Errorf("limit: %d is not within 0 to 10000", q.Limit)
+	}
+	return nil
+}
+
+// TopReply are the rows, largest first.
+type TopReply struct {
+	Head    `msgpack:",inline"`
+	By      string   `msgpack:"by" json:"by"`
+	Metric  string   `msgpack:"metric" json:"metric"`
+	WindowS int      `msgpack:"window_s" json:"window_s"`
+	Scope   string   `msgpack:"scope" json:"scope"`
+	Rows    []TopRow `msgpack:"rows" json:"rows"`
+	// Unknown names the firewalls whose active count is not known yet; Stale
+	// those that are silent. Their flows are not in the rows: a silent
+	// firewall must not read as zero.
+	Unknown []string `msgpack:"unknown,omitempty" json:"unknown,omitempty"`
+	Stale   []string `msgpack:"stale,omitempty" json:"stale,omitempty"`
+	Partial bool     `msgpack:"partial,omitempty" json:"partial,omitempty"` // the window has not filled yet
+}
+
+// TopRow is one address and its share on each firewall.
+type TopRow struct {
+	Key       string            `msgpack:"key" json:"key"`
+	Value     uint64            `msgpack:"value" json:"value"`
+	Firewalls map[string]uint64 `msgpack:"firewalls" json:"firewalls"`
+}
+
+func (r *TopReply) Validate() error {
+	texts := [][2]string{{"by", r.By}, {"metric", r.Metric}, {"scope", r.Scope}}
+	for _, row := range r.Rows {
+		texts = append(texts, [2]string{"key", row.Key})
+		for fw := range row.Firewalls {
+			texts = append(texts, [2]string{"firewalls", fw})
+		}
+	}
+	return checkText(texts...)
+}
+
+// FirewallsQuery asks for the inventory.
+type FirewallsQuery struct {
+	Head `msgpack:",inline"`
+}
+
+func (*FirewallsQuery) Validate() error { return nil }
+
+// FirewallsReply is the inventory by name.
+type FirewallsReply struct {
+	Head      `msgpack:",inline"`
+	Firewalls []FirewallStatus `msgpack:"firewalls" json:"firewalls"`
+}
+
+// States of a firewall as the centre sees it.
+const (
+	StateFresh   = "fresh"
+	StateStale   = "stale"   // silent for 3 s
+	StateSilent  = "silent"  // silent for 60 s: alarmed
+	StateStopped = "stopped" // announced a clean stop
+)
+
+// FirewallStatus is what the centre knows of one firewall.
+type FirewallStatus struct {
+	Health      `msgpack:"health" json:"health"`
+	State       string  `msgpack:"state" json:"state"`
+	AgeMS       int64   `msgpack:"age_ms" json:"age_ms"` // since its last message
+	Events      uint64  `msgpack:"events" json:"events"` // counted here
+	EventsPerS  float64 `msgpack:"events_per_s" json:"events_per_s"`
+	Lost        uint64  `msgpack:"lost" json:"lost"`       // as its producer knows
+	Missing     uint64  `msgpack:"missing" json:"missing"` // sent, by its own count, but never arrived here
+	Duplicates  uint64  `msgpack:"duplicates" json:"duplicates"`
+	Refused     uint64  `msgpack:"refused" json:"refused"` // messages that could not be read
+	ActiveKnown bool    `msgpack:"active_known" json:"active_known"`
+	Active      uint64  `msgpack:"active" json:"active"`
+	Approximate bool    `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
+	Boots       uint64  `msgpack:"boots" json:"boots"`                       // runs of its producer seen here
+	Rivals      bool    `msgpack:"rivals,omitempty" json:"rivals,omitempty"` // two producers use this name at once
+}
+
+func (r *FirewallsReply) Validate() error {
+	for i := range r.Firewalls {
+		if err := r.Firewalls[i].Health.Validate(); err != nil {
+			return err
+		}
+		if err := oneOf("state", r.Firewalls[i].State, StateFresh, StateStale, StateSilent, StateStopped); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AlertsQuery asks for the alerts that are firing.
+type AlertsQuery struct {
+	Head `msgpack:",inline"`
+}
+
+func (*AlertsQuery) Validate() error { return nil }
+
+// AlertsReply are the firing alerts, newest first.
+type AlertsReply struct {
+	Head   `msgpack:",inline"`
+	Alerts []Alert `msgpack:"alerts" json:"alerts"`
+}
+
+func (r *AlertsReply) Validate() error {
+	for i := range r.Alerts {
+		if err := r.Alerts[i].Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ResyncReply answers a resync command.
+type ResyncReply struct {
+	Head     `msgpack:",inline"`
+	Firewall string `msgpack:"firewall" json:"firewall"`
+	Accepted bool   `msgpack:"accepted" json:"accepted"`
+	Reason   string `msgpack:"reason,omitempty" json:"reason,omitempty"`
+	Epoch    uint32 `msgpack:"epoch" json:"epoch"` // the one in force when it was asked
+}
+
+func (r *ResyncReply) Validate() error {
+	if err := CheckFirewall(r.Firewall); err != nil {
+		return err
+	}
+	return checkText([2]string{"reason", r.Reason})
+}

@@ -1,0 +1,181 @@
+package events
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// The roots of the subject tree, version 1. A NATS account is a tenant, so no
+// tenant appears in a subject.
+const (
+	SubjectEvents    = "ct.v1.events"
+	SubjectSnapshots = "ct.v1.snapshots"
+	SubjectHealth    = "ct.v1.health"
+	SubjectAlerts    = "ct.v1.alerts"
+	SubjectCommand   = "ct.v1.cmd"
+	SubjectPace      = "ct.v1.pace"
+	SubjectAudit     = "ct.v1.audit"
+	SubjectQuery     = "ct.v1.query"
+)
+
+// Actors of the audit stream that are no firewalls.
+const (
+	ActorResponder = "responder"
+	ActorOperator  = "operator"
+)
+
+// ScopeFleet is the alert scope that sums all firewalls of one realm.
+// RealmDefault is the realm of a firewall that was given none.
+const (
+	ScopeFleet       = "fleet"
+	RealmDefault     = "default"
+	realmScopePrefix = "realm_"
+)
+
+// KeyTable is the key of alerts about a whole table rather than an address.
+const KeyTable = "table"
+
+// maxName is the longest firewall, rule or realm name.
+const maxName = 63
+
+// CheckName returns nil when s may name a firewall, a rule or a realm: it
+// matches [a-z0-9][a-z0-9_-]{0,62}, which is safe as one subject token.
+func CheckName(s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("name is empty")
+	case len(s) > maxName:
+		return fmt.Errorf("name %.20q… is %d characters long, at most %d are allowed", s, len(s), maxName)
+	}
+	for i := range len(s) {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '-' && c != '_') {
+			return fmt.Errorf("name %q: %q at position %d is not allowed (a-z, 0-9, and after the first character - and _)", s, c, i+1)
+		}
+	}
+	return nil
+}
+
+// CheckFirewall is [CheckName] and refuses the names that mean something else
+// in a subject: fleet, responder, operator and the prefix realm_.
+func CheckFirewall(s string) error {
+	if err := CheckName(s); err != nil {
+		return fmt.Errorf("firewall %w", err)
+	}
+	if s == ScopeFleet || s == ActorResponder || s == ActorOperator || strings.HasPrefix(s, realmScopePrefix) {
+		return fmt.Errorf("firewall name %q is reserved", s)
+	}
+	return nil
+}
+
+// RealmScope is the alert scope of the fleet within one realm: "fleet" in the
+// default realm, "realm_<name>" in any other.
+func RealmScope(realm string) string {
+	if realm == RealmDefault {
+		return ScopeFleet
+	}
+	return realmScopePrefix + realm
+}
+
+// Subjects of one firewall.
+func EventsSubject(firewall string) string    { return SubjectEvents + "." + firewall }
+func SnapshotsSubject(firewall string) string { return SubjectSnapshots + "." + firewall }
+func HealthSubject(firewall string) string    { return SubjectHealth + "." + firewall }
+
+// CommandSubject is where a firewall listens for one verb: flush, block,
+// unblock, resync or status.
+func CommandSubject(firewall, verb string) string {
+	return SubjectCommand + "." + firewall + "." + verb
+}
+
+// AuditSubject is where actor (a firewall, "responder" or "operator") records
+// that it did verb.
+func AuditSubject(actor, verb string) string { return SubjectAudit + "." + actor + "." + verb }
+
+// QuerySubject is where the aggregator answers one kind of question.
+func QuerySubject(kind string) string { return SubjectQuery + "." + kind }
+
+// AlertSubject names an alert: state is firing or resolved, scope a firewall,
+// "fleet" or "realm_<name>", key what [SubjectKey] returns.
+func AlertSubject(state, rule, scope, key string) string {
+	return SubjectAlerts + "." + state + "." + rule + "." + scope + "." + key
+}
+
+// SubjectTail returns the tokens of subject after root, or nil when subject is
+// not below root.
+func SubjectTail(subject, root string) []string {
+	rest, ok := strings.CutPrefix(subject, root+".")
+	if !ok {
+		return nil
+	}
+	return strings.Split(rest, ".")
+}
+
+// SubjectFirewall returns the firewall that a subject of the form
+// root.<firewall> belongs to. The subject says who sent a message, never the
+// payload: the server enforces who may publish where.
+func SubjectFirewall(subject, root string) (string, error) {
+	tail := SubjectTail(subject, root)
+	if len(tail) == 0 {
+		return "", fmt.Errorf("subject %q is not below %s", subject, root)
+	}
+	return tail[0], CheckFirewall(tail[0])
+}
+
+// SubjectKey writes an address or a prefix as one subject token: 203-0-113-7,
+// IPv6 as eight groups of four digits joined by -, and _24 after a prefix that
+// is not a single address.
+func SubjectKey(p netip.Prefix) string {
+	a := p.Addr().Unmap()
+	var b []byte
+	if a.Is4() {
+		o := a.As4()
+		for i, v := range o {
+			if i > 0 {
+				b = append(b, '-')
+			}
+			b = strconv.AppendUint(b, uint64(v), 10)
+		}
+	} else {
+		o := a.As16()
+		for i := 0; i < 16; i += 2 {
+			if i > 0 {
+				b = append(b, '-')
+			}
+			b = hex.AppendEncode(b, o[i:i+2])
+		}
+	}
+	if p.Bits() != a.BitLen() {
+		b = append(b, '_')
+		b = strconv.AppendInt(b, int64(p.Bits()), 10)
+	}
+	return string(b)
+}
+
+// ParseSubjectKey is the inverse of [SubjectKey].
+func ParseSubjectKey(s string) (netip.Prefix, error) {
+	text, bits, hasBits := strings.Cut(s, "_")
+	sep := "."
+	if strings.Count(text, "-") == 7 {
+		sep = ":"
+	}
+	a, err := netip.ParseAddr(strings.ReplaceAll(text, "-", sep))
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("subject key %q is no address", s)
+	}
+	n := a.BitLen()
+	if hasBits {
+		if n, err = strconv.Atoi(bits); err != nil {
+			return netip.Prefix{}, fmt.Errorf("subject key %q: bad prefix length", s)
+		}
+	}
+	p, err := a.Prefix(n)
+	if err != nil || p.Addr() != a {
+		return netip.Prefix{}, fmt.Errorf("subject key %q is no prefix", s)
+	}
+	return p, nil
+}
