@@ -1,0 +1,126 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Validator is implemented by file contents that check more than types.
+type Validator interface{ Validate() error }
+
+// ReadFile reads the YAML file at path into v, strictly, and validates it when
+// v is a [Validator]. Errors begin with path:line:column where known.
+func ReadFile(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err // names the path already
+	}
+	return Parse(path, data, v)
+}
+
+// Parse is [ReadFile] for bytes already read; name stands for the path. An
+// empty document leaves v as it is.
+func Parse(name string, data []byte, v any) error {
+	dec := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
+	if err := dec.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+		return explain(name, err, v)
+	}
+	var more any
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: one YAML document is expected, a second one follows", name)
+	}
+	if val, ok := v.(Validator); ok {
+		if err := val.Validate(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+var unknownField = regexp.MustCompile(`^unknown field "(.*)"$`)
+
+func explain(name string, err error, v any) error {
+	var e yaml.Error
+	if !errors.As(err, &e) {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	where := name
+	if t := e.GetToken(); t != nil && t.Position != nil {
+		where = fmt.Sprintf("%s:%d:%d", name, t.Position.Line, t.Position.Column)
+	}
+	msg := e.GetMessage()
+	if m := unknownField.FindStringSubmatch(msg); m != nil {
+		msg = fmt.Sprintf("unknown key %q", m[1]) + suggest(m[1], keys(reflect.TypeOf(v), nil))
+	}
+	return fmt.Errorf("%s: %s", where, msg)
+}
+
+// suggest names the nearest valid word, or all of them when none is near.
+func suggest(word string, valid []string) string {
+	if best := Nearest(word, valid); best != "" {
+		return fmt.Sprintf(", did you mean %q?", best)
+	}
+	return ", valid are " + strings.Join(valid, ", ")
+}
+
+// Nearest returns the valid word closest to word, or "" when none is within
+// half of its length.
+func Nearest(word string, valid []string) string {
+	best, dist := "", max(len(word)/2, 2)+1
+	for _, v := range valid {
+		if d := distance(word, v); d < dist {
+			best, dist = v, d
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of two short words.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diag := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diag
+			if a[i] != b[j] {
+				cost = 1 + min(diag, row[j], row[j+1])
+			}
+			diag, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
+
+// keys lists all YAML keys that occur anywhere below t.
+func keys(t reflect.Type, seen []reflect.Type) []string {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || slices.Contains(seen, t) {
+		return nil
+	}
+	seen = append(seen, t)
+	var out []string
+	for f := range t.Fields() {
+		tag, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if tag != "" && tag != "-" {
+			out = append(out, tag)
+		}
+		out = append(out, keys(f.Type, seen)...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}

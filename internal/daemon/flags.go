@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/ctfleet/ctfleet/internal/config"
+)
+
+// Version is set by the linker for releases; otherwise it is the revision that
+// the Go toolchain recorded, or "devel".
+var Version = ""
+
+// ProgramVersion returns the version to show.
+func ProgramVersion() string {
+	if Version != "" {
+		return Version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return "devel-" + s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	return "devel"
+}
+
+// Flags are common to the daemons.
+type Flags struct {
+	Config        string           `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file; its keys are the flags' names. Environment and command line win."`
+	Check         bool             `help:"Print what would be used and what is missing on this host, then exit 0 or 1."`
+	MetricsListen string           `placeholder:"ADDR" default:"127.0.0.1:0" help:"Serve /metrics, /healthz and /readyz here (${default}: a free loopback port; \"none\": not at all)."`
+	LogFormat     string           `enum:"text,json" default:"text" help:"text or json."`
+	LogLevel      slog.Level       `default:"info" help:"debug, info, warn or error."`
+	Version       kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// Logger returns the logger that the flags describe, writing to w.
+func (f *Flags) Logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: f.LogLevel}
+	if f.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// Parse parses the command line of a program into cli, whose flags can also be
+// given as CTFLEET_<FLAG> and in the file named by --config. It ends the
+// process on --help, --version (0) and on errors (2).
+func Parse(name, description string, cli any, options ...kong.Option) *kong.Context {
+	options = append([]kong.Option{
+		kong.Name(name),
+		kong.Description(description),
+		kong.DefaultEnvars("CTFLEET"),
+		kong.Vars{"version": ProgramVersion()},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
+	}, options...)
+	if path := configPath(os.Args[1:]); path != "" {
+		r, err := config.LoadFlags(path)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+			os.Exit(2)
+		}
+		options = append(options, kong.Resolvers(r))
+	}
+	parser, err := kong.New(cli, options...)
+	if err != nil {
+		panic(err) // a mistake in the struct tags of cli: no input can cause it
+	}
+	ctx, err := parser.Parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for the flags.\n", name, err, name)
+		os.Exit(2)
+	}
+	return ctx
+}
+
+// configPath finds --config before kong parses, since the file's values are
+// part of what is parsed.
+func configPath(args []string) string {
+	const flag = "--config"
+	for i, a := range args {
+		switch {
+		case a == "--":
+			return ""
+		case a == flag && i+1 < len(args):
+			return args[i+1]
+		case len(a) > len(flag) && a[:len(flag)+1] == flag+"=":
+			return a[len(flag)+1:]
+		}
+	}
+	return os.Getenv("CTFLEET_CONFIG")
+}
+
+// stopDeadline is how long a daemon may take to drain after SIGTERM.
+const stopDeadline = 5 * time.Second
+
+// Run calls run with a context that SIGINT and SIGTERM cancel, and returns the
+// exit code: 0 when run returned nil or the cancellation itself. A second
+// signal, or stopDeadline after the first, ends the process at once.
+func Run(log *slog.Logger, run func(context.Context) error) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop() // the next signal kills
+		time.Sleep(stopDeadline)
+		log.Error("stopping took too long", "deadline", stopDeadline)
+		os.Exit(1)
+	}()
+	err := run(ctx)
+	if err != nil && !(errors.Is(err, context.Canceled) && ctx.Err() != nil) {
+		log.Error(err.Error())
+		return 1
+	}
+	return 0
+}
