@@ -73,7 +73,7 @@ func (d *Decoder) Decode(data []byte, b *Batch) error {
 }
 
 // headerNames are the fields before the columns, as written.
-var headerNames = [...]string{"v", "sent", "clean", "fw", "realm", "boot", "seq", "epoch", "phase", "base", "n", "total", "lost", "after"}
+var headerNames = [...]string{"v", "sent", "clean", "seq", "total", "lost", "fw", "realm", "boot", "epoch", "phase", "base", "n", "after"}
 
 // fieldNames gives each known field its bit in Decode's account of what it has
 // seen: header, dense columns, then the sparse columns, which may be missing.

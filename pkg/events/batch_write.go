@@ -13,23 +13,39 @@ import (
 // the next batch.
 var ErrBatchFull = errors.New("batch is full")
 
-// Offsets of the two fields that change when a batch is sent again, so that a
-// waiting batch is stamped in place instead of encoded anew: the map header
-// and key "v" with its value, then key "sent" and its fixed-width int64, then
-// key "clean" and its boolean. docs/wire.md promises this order.
+// Offsets of the fields that are known only when a batch is sent, which may be
+// long after it was encoded and more than once: they come first and have a
+// fixed width, so that a waiting batch is stamped in place. In the order of
+// docs/wire.md: a map header of three bytes, then key and value of each.
 const (
-	offSent  = 3 + 2 + 1 + 5 + 1
-	offClean = offSent + 8 + 6
+	offSent  = 3 + 2 + 1 + 5 + 1    // "v" 1 "sent" int64
+	offClean = offSent + 8 + 6      // "clean" bool
+	offSeq   = offClean + 1 + 4 + 1 // "seq" uint64
+	offTotal = offSeq + 8 + 6 + 1   // "total" uint64
+	offLost  = offTotal + 8 + 5 + 1 // "lost" uint64
 )
 
-// Stamp sets the send time (ns, firewall's monotonic clock) and the clean flag
-// of an encoded batch in place.
-func Stamp(encoded []byte, sent int64, clean bool) {
-	binary.BigEndian.PutUint64(encoded[offSent:], uint64(sent))
+// Stamp is what a batch learns when it is sent. A batch that is sent again
+// keeps Seq and Total.
+type Stamp struct {
+	Sent  int64
+	Clean bool
+	Seq   uint64
+	Total uint64
+	Lost  uint64
+}
+
+// Apply overwrites the stamp's fields in an encoded batch.
+func (s Stamp) Apply(encoded []byte) {
+	be := binary.BigEndian
+	be.PutUint64(encoded[offSent:], uint64(s.Sent))
 	encoded[offClean] = 0xc2
-	if clean {
+	if s.Clean {
 		encoded[offClean] = 0xc3
 	}
+	be.PutUint64(encoded[offSeq:], s.Seq)
+	be.PutUint64(encoded[offTotal:], s.Total)
+	be.PutUint64(encoded[offLost:], s.Lost)
 }
 
 // BatchWriter collects events into columns and encodes them. The zero value is
@@ -117,16 +133,16 @@ func (w *BatchWriter) Encode(h *Header) ([]byte, error) {
 	f.uint("v", BatchVersion)
 	f.fixed("sent", h.Sent)
 	f.bool("clean", h.Clean)
+	f.fixedUint("seq", h.Seq)
+	f.fixedUint("total", h.Total)
+	f.fixedUint("lost", h.Lost)
 	f.string("fw", h.Firewall)
 	f.string("realm", h.Realm)
 	f.bytes("boot", h.Boot[:])
-	f.uint("seq", h.Seq)
 	f.uint("epoch", uint64(h.Epoch))
 	f.uint("phase", uint64(h.Phase))
 	f.fixed("base", h.Base)
 	f.uint("n", uint64(h.Count))
-	f.uint("total", h.Total)
-	f.uint("lost", h.Lost)
 	f.uint("after", h.After)
 	for _, d := range denseColumns {
 		f.bytes(d.key, *d.col(c))
@@ -161,12 +177,13 @@ func (f *fieldWriter) keep(err error) {
 
 // begin writes the map header. With 16 fields and more, which a batch always
 // has, it takes three bytes, as offSent assumes.
-func (f *fieldWriter) begin(fields int)        { f.keep(f.enc.EncodeMapLen(fields)) }
-func (f *fieldWriter) key(k string)            { f.keep(f.enc.EncodeString(k)) }
-func (f *fieldWriter) uint(k string, v uint64) { f.key(k); f.keep(f.enc.EncodeUint(v)) }
-func (f *fieldWriter) fixed(k string, v int64) { f.key(k); f.keep(f.enc.EncodeInt64(v)) }
-func (f *fieldWriter) bool(k string, v bool)   { f.key(k); f.keep(f.enc.EncodeBool(v)) }
-func (f *fieldWriter) string(k, v string)      { f.key(k); f.keep(f.enc.EncodeString(v)) }
+func (f *fieldWriter) begin(fields int)             { f.keep(f.enc.EncodeMapLen(fields)) }
+func (f *fieldWriter) key(k string)                 { f.keep(f.enc.EncodeString(k)) }
+func (f *fieldWriter) uint(k string, v uint64)      { f.key(k); f.keep(f.enc.EncodeUint(v)) }
+func (f *fieldWriter) fixed(k string, v int64)      { f.key(k); f.keep(f.enc.EncodeInt64(v)) }
+func (f *fieldWriter) fixedUint(k string, v uint64) { f.key(k); f.keep(f.enc.EncodeUint64(v)) }
+func (f *fieldWriter) bool(k string, v bool)        { f.key(k); f.keep(f.enc.EncodeBool(v)) }
+func (f *fieldWriter) string(k, v string)           { f.key(k); f.keep(f.enc.EncodeString(v)) }
 func (f *fieldWriter) bytes(k string, v []byte) {
 	f.key(k)
 	if v == nil {
