@@ -1,0 +1,229 @@
+package bus
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/ctfleet/ctfleet/internal/daemon"
+)
+
+// Flags say which server to talk to and who we are there.
+type Flags struct {
+	NATSURL   string `name:"nats-url" env:"CTFLEET_NATS_URL,NATS_URL" default:"nats://127.0.0.1:4222" help:"NATS server, several separated by commas (${default})."`
+	NATSCreds string `name:"nats-creds" env:"CTFLEET_NATS_CREDS,NATS_CREDS" type:"path" placeholder:"FILE" help:"Credentials file."`
+	NATSNKey  string `name:"nats-nkey" env:"CTFLEET_NATS_NKEY,NATS_NKEY" type:"path" placeholder:"FILE" help:"NKey seed file."`
+	NATSCA    string `name:"nats-ca" env:"CTFLEET_NATS_CA,NATS_CA" type:"path" placeholder:"FILE" help:"CA certificate of the server."`
+	NATSCert  string `name:"nats-cert" env:"CTFLEET_NATS_CERT,NATS_CERT" type:"path" placeholder:"FILE" help:"Client certificate."`
+	NATSKey   string `name:"nats-key" env:"CTFLEET_NATS_KEY,NATS_KEY" type:"path" placeholder:"FILE" help:"Key of the client certificate."`
+}
+
+// Config describes one connection.
+type Config struct {
+	Flags
+	Role     string  // producer, aggregator, responder, ctfleet
+	Name     string  // firewall or host, for the server's connection list
+	Server   *Server // connect inside the process instead of by URL
+	Patient  bool    // daemons: keep trying when the server is not there yet
+	Log      *slog.Logger
+	OnChange func(connected bool) // called on every loss and return of the connection
+}
+
+// Conn is a connection to the bus.
+type Conn struct {
+	NC  *nats.Conn
+	JS  jetstream.JetStream
+	log *slog.Logger
+}
+
+// ackTimeout is how long an acknowledgement may take before the message is
+// sent again.
+const ackTimeout = 5 * time.Second
+
+// Connect connects. With Patient it returns at once and keeps trying, else it
+// returns an error that names the server when none answers.
+func Connect(cfg Config) (*Conn, error) {
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	var throttle daemon.Throttle
+	change := cfg.OnChange
+	if change == nil {
+		change = func(bool) {}
+	}
+	opts := []nats.Option{
+		nats.Name(fmt.Sprintf("ctfleet %s %s %s", cfg.Role, cfg.Name, daemon.ProgramVersion())),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 250*time.Millisecond),
+		// Publishing while disconnected fails at once: what waits, waits in the
+		// producer's own bounded ring, where it is counted.
+		nats.ReconnectBufSize(-1),
+		// Two equal authentication errors would close the connection for good.
+		nats.IgnoreAuthErrorAbort(),
+		nats.CustomInboxPrefix(inboxPrefix(cfg.Role, cfg.Name)),
+		nats.PingInterval(5 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.DrainTimeout(2 * time.Second),
+		nats.RetryOnFailedConnect(cfg.Patient),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("lost the connection to NATS, retrying", "server", hide(nc.ConnectedUrl(), cfg.NATSURL), "error", err)
+			}
+			change(false)
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("connected to NATS again", "server", hide(nc.ConnectedUrl(), cfg.NATSURL))
+			change(true)
+		}),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			log.Info("connected to NATS", "server", hide(nc.ConnectedUrl(), cfg.NATSURL))
+			change(true)
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			throttle.Warn(log, "NATS is unreachable, retrying", "server", hide("", cfg.NATSURL), "error", err)
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			throttle.Warn(log, "NATS reports an error", "subject", subject, "error", err)
+		}),
+	}
+	auth, err := cfg.authOptions()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, auth...)
+	if cfg.Server != nil {
+		opts = append(opts, nats.InProcessServer(cfg.Server.srv))
+	}
+	nc, err := nats.Connect(cfg.NATSURL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", hide("", cfg.NATSURL), err)
+	}
+	if cfg.Patient && !nc.IsConnected() {
+		log.Warn("NATS is unreachable, retrying", "server", hide("", cfg.NATSURL))
+	}
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(ackTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	return &Conn{NC: nc, JS: js, log: log}, nil
+}
+
+func (cfg *Config) authOptions() ([]nats.Option, error) {
+	var opts []nats.Option
+	if cfg.Server != nil {
+		return append(opts, cfg.Server.clientOption()), nil
+	}
+	for _, f := range []struct{ name, path string }{
+		{"creds", cfg.NATSCreds}, {"nkey", cfg.NATSNKey}, {"ca", cfg.NATSCA}, {"cert", cfg.NATSCert}, {"key", cfg.NATSKey},
+	} {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			return nil, fmt.Errorf("--nats-%s: %w", f.name, err)
+		}
+	}
+	if cfg.NATSCreds != "" {
+		opts = append(opts, nats.UserCredentials(cfg.NATSCreds))
+	}
+	if cfg.NATSNKey != "" {
+		o, err := nats.NkeyOptionFromSeed(cfg.NATSNKey)
+		if err != nil {
+			return nil, fmt.Errorf("--nats-nkey: read %s: %w", cfg.NATSNKey, err)
+		}
+		opts = append(opts, o)
+	}
+	if cfg.NATSCA != "" {
+		opts = append(opts, nats.RootCAs(cfg.NATSCA))
+	}
+	if (cfg.NATSCert == "") != (cfg.NATSKey == "") {
+		return nil, errors.New("--nats-cert and --nats-key go together")
+	}
+	if cfg.NATSCert != "" {
+		opts = append(opts, nats.ClientCert(cfg.NATSCert, cfg.NATSKey))
+	}
+	if cfg.NATSCA != "" || cfg.NATSCert != "" {
+		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
+	}
+	return opts, nil
+}
+
+// Close drains: what was received is handled, what was published is sent.
+func (c *Conn) Close() {
+	if c.NC.IsConnected() {
+		if err := c.NC.FlushTimeout(time.Second); err != nil {
+			c.log.Debug("flush at close", "error", err)
+		}
+	}
+	c.NC.Close()
+}
+
+// Connected returns nil or why the bus is away.
+func (c *Conn) Connected() error {
+	if !c.NC.IsConnected() {
+		return fmt.Errorf("no connection to NATS (%s)", strings.ToLower(c.NC.Status().String()))
+	}
+	return nil
+}
+
+// WaitConnected waits until the connection stands or ctx ends.
+func (c *Conn) WaitConnected(ctx context.Context) error {
+	for !c.NC.IsConnected() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// inboxPrefix gives each role an inbox space of its own, so that the server
+// can grant one role its replies without granting another's.
+func inboxPrefix(role, name string) string {
+	token := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(name))
+	if token == "" {
+		token = strings.ToLower(rand.Text()[:8])
+	}
+	return "_INBOX." + role + "." + token
+}
+
+// hide returns the address of a server without the user part.
+func hide(connected, configured string) string {
+	s := connected
+	if s == "" {
+		s = configured
+	}
+	parts := strings.Split(s, ",")
+	for i, p := range parts {
+		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.Host != "" {
+			u.User = nil
+			parts[i] = u.String()
+		} else if _, host, found := strings.Cut(p, "@"); found {
+			parts[i] = host
+		}
+	}
+	return strings.Join(parts, ",")
+}

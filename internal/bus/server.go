@@ -1,0 +1,171 @@
+package bus
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// ServerConfig describes an embedded server.
+type ServerConfig struct {
+	Listen   string       // host:port on loopback; "" = in-process only; port 0 = a free one
+	Listener net.Listener // instead of Listen: serve clients that connect here (a socket inherited from another namespace)
+	Dir      string       // where streams are kept; "" = a temporary directory, removed on Close
+	Open     bool         // no credentials: tests only
+	Log      *slog.Logger
+}
+
+// Server is a NATS server inside this process.
+type Server struct {
+	srv        *server.Server
+	user, pass string
+	addr       string
+	dir        string
+	temporary  bool
+	listener   net.Listener
+}
+
+// StartServer starts a server with JetStream. Unless Open, it makes random
+// credentials that [Server.URL] contains.
+func StartServer(cfg ServerConfig) (*Server, error) {
+	s := &Server{user: "ctfleet", pass: rand.Text(), dir: cfg.Dir, listener: cfg.Listener}
+	if s.dir == "" {
+		dir, err := os.MkdirTemp("", "ctfleet-nats-")
+		if err != nil {
+			return nil, fmt.Errorf("embedded NATS: %w", err)
+		}
+		s.dir, s.temporary = dir, true
+	}
+	opts := &server.Options{
+		ServerName: "ctfleet-embedded",
+		JetStream:  true,
+		StoreDir:   s.dir,
+		NoSigs:     true,
+		NoLog:      true,
+		DontListen: true,
+		// A lab or one firewall, not a data centre: keep what is stored small.
+		JetStreamMaxMemory: 1 << 30,
+		JetStreamMaxStore:  8 << 30,
+	}
+	if !cfg.Open {
+		opts.Username, opts.Password = s.user, s.pass
+	}
+	if cfg.Listen != "" {
+		host, port, err := splitHostPort(cfg.Listen)
+		if err != nil {
+			return nil, fmt.Errorf("embedded NATS: listen on %q: %w", cfg.Listen, err)
+		}
+		opts.Host, opts.Port, opts.DontListen = host, port, false
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	s.srv = srv
+	if cfg.Log != nil {
+		srv.SetLoggerV2(serverLog{cfg.Log}, false, false, false)
+	}
+	srv.Start()
+	if !srv.ReadyForConnections(10 * time.Second) {
+		srv.Shutdown()
+		return nil, fmt.Errorf("embedded NATS: not ready within 10 s (listen on %q)", cfg.Listen)
+	}
+	if !srv.JetStreamEnabled() {
+		srv.Shutdown()
+		return nil, errors.New("embedded NATS: JetStream did not start")
+	}
+	switch {
+	case s.listener != nil:
+		s.addr = s.listener.Addr().String()
+		go s.relay()
+	case cfg.Listen != "":
+		s.addr = srv.Addr().String()
+	}
+	return s, nil
+}
+
+// URL is how clients outside this process connect, credentials included; show
+// it only to the person who started the server.
+func (s *Server) URL() string {
+	u := url.URL{Scheme: "nats", Host: s.addr}
+	if s.srv.Addr() != nil || s.listener != nil {
+		u.User = url.UserPassword(s.user, s.pass)
+	}
+	return u.String()
+}
+
+// Addr is the address it listens on, "" when in-process only.
+func (s *Server) Addr() string { return s.addr }
+
+func (s *Server) clientOption() nats.Option { return nats.UserInfo(s.user, s.pass) }
+
+// Close stops the server and waits until it has.
+func (s *Server) Close() {
+	if s.listener != nil {
+		s.listener.Close()
+	}
+	s.srv.Shutdown()
+	s.srv.WaitForShutdown()
+	if s.temporary {
+		os.RemoveAll(s.dir)
+	}
+}
+
+// relay joins each client on the listener to an in-process connection. The
+// server cannot be given a listener, and a lab in a network namespace of its
+// own is reachable from the host only through one opened before.
+func (s *Server) relay() {
+	for {
+		client, err := s.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		inside, err := s.srv.InProcessConn()
+		if err != nil {
+			client.Close()
+			continue
+		}
+		pipe := func(dst, src net.Conn) {
+			_, _ = io.Copy(dst, src) // either end may go away at any time
+			dst.Close()
+			src.Close()
+		}
+		go pipe(inside, client)
+		go pipe(client, inside)
+	}
+}
+
+func splitHostPort(addr string) (string, int, error) {
+	tcp, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return "", 0, err
+	}
+	port := tcp.Port
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	host := "0.0.0.0"
+	if tcp.IP != nil {
+		host = tcp.IP.String()
+	}
+	return host, port, nil
+}
+
+// serverLog passes what the server says to our log.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(f string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Warnf(f string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Fatalf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Errorf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
+func (l serverLog) Debugf(string, ...any)      {}
+func (l serverLog) Tracef(string, ...any)      {}

@@ -1,0 +1,122 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// The streams.
+const (
+	StreamEvents    = "CT_EVENTS"
+	StreamSnapshots = "CT_SNAPSHOTS"
+	StreamLast      = "CT_LAST"
+	StreamAlerts    = "CT_ALERTS"
+	StreamAudit     = "CT_AUDIT"
+)
+
+// dedupeWindow is how long the server remembers a message id. It is a first
+// filter only: an id that comes back later is caught by the consumer.
+const dedupeWindow = 10 * time.Second
+
+// Limits bound what the streams keep.
+type Limits struct {
+	EventsAge   time.Duration // at least 15 min
+	EventsBytes int64         // for the whole fleet
+	Memory      bool          // keep events and snapshots in memory instead of files
+}
+
+// DefaultLimits suit one server with a few GB of disk.
+var DefaultLimits = Limits{EventsAge: 15 * time.Minute, EventsBytes: 2 << 30}
+
+// StreamConfigs returns what the bus keeps. Events and snapshots opt out of
+// synchronous writes: what a crash takes from them shows as a gap and a resync
+// mends it, whereas alerts and audit must survive.
+func StreamConfigs(l Limits) []jetstream.StreamConfig {
+	bulk := func(name, subject string) jetstream.StreamConfig {
+		c := jetstream.StreamConfig{
+			Name: name, Subjects: []string{subject + ".*"},
+			MaxAge: l.EventsAge, MaxBytes: l.EventsBytes,
+			// A message holds up to 512 events; a firewall that fills its
+			// share pushes out its own, not the others'.
+			MaxMsgsPerSubject: 200_000,
+			Duplicates:        dedupeWindow,
+			MaxMsgSize:        events.MaxBatchBytes + 4096,
+		}
+		if l.Memory {
+			c.Storage = jetstream.MemoryStorage
+		} else {
+			c.PersistMode = jetstream.AsyncPersistMode
+		}
+		return c
+	}
+	return []jetstream.StreamConfig{
+		bulk(StreamEvents, events.SubjectEvents),
+		bulk(StreamSnapshots, events.SubjectSnapshots),
+		{
+			Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
+			MaxMsgsPerSubject: 1, Storage: jetstream.MemoryStorage, MaxMsgSize: events.MaxMessageBytes,
+			MaxBytes: 64 << 20,
+		},
+		{
+			Name: StreamAlerts, Subjects: []string{events.SubjectAlerts + ".>"},
+			MaxAge: 30 * 24 * time.Hour, MaxBytes: 256 << 20, Duplicates: dedupeWindow, MaxMsgSize: events.MaxMessageBytes,
+		},
+		{
+			Name: StreamAudit, Subjects: []string{events.SubjectAudit + ".>"},
+			DenyDelete: true, DenyPurge: true, Duplicates: 2 * time.Minute, MaxMsgSize: events.MaxMessageBytes,
+		},
+	}
+}
+
+// Bootstrap creates the streams that do not exist and, with update, brings
+// existing ones to their configuration. It returns the names created or
+// changed. It is safe to run at any time, by several at once.
+func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, error) {
+	var made []string
+	for _, want := range StreamConfigs(l) {
+		s, err := c.JS.Stream(ctx, want.Name)
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			if _, err = c.JS.CreateStream(ctx, want); err == nil {
+				made = append(made, want.Name)
+			} else if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+				err = nil // somebody else was first
+			}
+		case err == nil && update:
+			before := s.CachedInfo().Config
+			want.Storage = before.Storage // cannot be changed
+			if want.Storage == jetstream.MemoryStorage {
+				want.PersistMode = jetstream.DefaultPersistMode
+			} else {
+				want.PersistMode = before.PersistMode
+			}
+			if _, err = c.JS.UpdateStream(ctx, want); err == nil && (before.MaxAge != want.MaxAge || before.MaxBytes != want.MaxBytes) {
+				made = append(made, want.Name)
+			}
+		}
+		if err != nil {
+			return made, fmt.Errorf("stream %s: %w", want.Name, err)
+		}
+	}
+	return made, nil
+}
+
+// Missing returns the names of the streams that do not exist.
+func (c *Conn) Missing(ctx context.Context) ([]string, error) {
+	var missing []string
+	for _, want := range StreamConfigs(DefaultLimits) {
+		_, err := c.JS.Stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			missing = append(missing, want.Name)
+		} else if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", want.Name, err)
+		}
+	}
+	return missing, nil
+}

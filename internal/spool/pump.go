@@ -1,0 +1,137 @@
+package spool
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// retryWait is the pause after the bus refused or went away.
+const retryWait = 100 * time.Millisecond
+
+// Pump sends what a ring holds to one subject.
+type Pump struct {
+	Ring     *Ring
+	Account  *Account
+	Bus      *bus.Publisher
+	Firewall string
+	Boot     events.Boot
+	Now      func() int64 // the firewall's monotonic clock, ns
+	Log      *slog.Logger
+	// Counted: acknowledged events are counted in Account.Published and those
+	// refused for good in LostBus (a snapshot is no event stream).
+	Counted bool
+	// Refused, when set, is told that a batch was refused for good.
+	Refused func()
+
+	seq, total uint64
+	last       atomic.Uint64
+	generation uint32
+	inFlight   int
+	throttle   daemon.Throttle
+}
+
+// Last is the sequence number last given to a batch.
+func (p *Pump) Last() uint64 { return p.last.Load() }
+
+// Run sends until ctx ends.
+func (p *Pump) Run(ctx context.Context) error {
+	for {
+		ok := p.fill()
+		if ok {
+			select {
+			case <-ctx.Done():
+				return nil
+			case r := <-p.Bus.Results():
+				ok = p.handle(r)
+			case <-p.Ring.wake:
+			}
+		}
+		if ok {
+			continue
+		}
+		// The bus is away or refuses. What was sent and not acknowledged is
+		// sent again.
+		p.restart()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retryWait):
+		}
+	}
+}
+
+// fill sends until the ring is empty or enough is in flight. It reports false
+// when the bus refuses.
+func (p *Pump) fill() bool {
+	for p.inFlight < bus.MaxInFlight {
+		it, clean := p.Ring.take()
+		if it == nil {
+			return true
+		}
+		if it.seq == 0 {
+			p.seq++
+			it.seq, it.total = p.seq, p.total
+			p.total += uint64(it.events)
+			p.last.Store(p.seq)
+		}
+		events.Stamp{Sent: p.Now(), Clean: clean, Seq: it.seq, Total: it.total, Lost: p.Account.Lost()}.Apply(it.data)
+		id := fmt.Sprintf("%s:%s:%d", p.Firewall, p.Boot, it.seq)
+		if err := p.Bus.Publish(uint64(p.generation)<<32|it.seq&0xffffffff, id, it.data); err != nil {
+			p.throttle.Warn(p.Log, "cannot publish, events wait in the ring", "error", err)
+			return false
+		}
+		p.inFlight++
+	}
+	return true
+}
+
+// handle takes the outcome of one attempt and reports false when the bus does
+// not acknowledge.
+func (p *Pump) handle(r bus.Result) bool {
+	current := uint32(r.Token>>32) == p.generation
+	if current {
+		p.inFlight--
+	}
+	// The ring holds far fewer than 2^32 batches: the high bits are those of
+	// the newest number, or one less.
+	seq := p.seq&^0xffffffff | r.Token&0xffffffff
+	if seq > p.seq {
+		seq -= 1 << 32
+	}
+	switch {
+	case r.Err == nil:
+		n := p.Ring.ack(seq)
+		if p.Counted {
+			p.Account.Published.Add(uint64(n))
+		}
+	case r.Permanent:
+		n := p.Ring.ack(seq)
+		if p.Counted {
+			p.Account.LostBus.Add(uint64(n))
+		}
+		if p.Refused != nil {
+			p.Refused()
+		}
+		p.throttle.Warn(p.Log, "the bus refused a batch for good", "events", n, "error", r.Err)
+	case current:
+		p.throttle.Warn(p.Log, "no acknowledgement, sending again", "error", r.Err)
+		return false
+	}
+	return true
+}
+
+// restart makes everything un-acknowledged due again. Results of attempts made
+// before are of an older generation: a late acknowledgement still counts, a
+// late error does not.
+func (p *Pump) restart() {
+	p.Ring.rewind()
+	p.generation++
+	p.inFlight = 0
+}
