@@ -1,0 +1,191 @@
+// Package live keeps the identity of each live flow of one table, and
+// reconciles a dump with the events that arrive while it runs.
+//
+// Consumers only add and subtract. What makes their sums right is that each
+// epoch contains each flow once: a dump begins an epoch with an empty set; a
+// flow enters it through whichever comes first, its NEW event or its row in the
+// dump, and leaves it through its DESTROY. The kernel promises no order between
+// a dump and the event socket, so a DESTROY may be read before the row that the
+// dump had already copied: while a dump runs, ended flows leave a tombstone,
+// and a row that finds its tombstone is no flow.
+//
+// The set holds 64-bit fingerprints of (tuple, zone, protocol, id) under a
+// random key, 8 bytes each, and not the tuples. Two of a million live flows
+// share one with a probability of 3 in 10^8; the damage would be one flow
+// miscounted until the next dump.
+package live
+
+import (
+	"math/bits"
+	"math/rand/v2"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Table is the set of live flows. It is not safe for concurrent use.
+type Table struct {
+	key     [2]uint64
+	held    set // the epoch that is complete, or was the last one that was
+	next    set // the epoch whose dump is running
+	ended   set // flows that ended since the dump began
+	dumping bool
+}
+
+// New returns an empty table.
+func New() *Table { return &Table{key: [2]uint64{rand.Uint64(), rand.Uint64() | 1}} }
+
+// Len is the number of flows held: in the epoch of the last complete dump, or
+// before the first one in that which is being built.
+func (t *Table) Len() int { return max(t.held.n, t.next.n) }
+
+// Begin starts a new, empty epoch: the caller dumps the table now. A dump that
+// was running is given up.
+func (t *Table) Begin() {
+	t.next, t.ended, t.dumping = set{}, set{}, true
+}
+
+// End makes the new epoch the one that counts.
+func (t *Table) End() {
+	t.held, t.next, t.ended, t.dumping = t.next, set{}, set{}, false
+}
+
+// Dumping reports whether a dump is between Begin and End.
+func (t *Table) Dumping() bool { return t.dumping }
+
+// Apply takes an event into account and sets its flags.
+func (t *Table) Apply(e *events.Event) {
+	f := t.fingerprint(e)
+	e.Flags = 0
+	if e.Type == events.Destroy {
+		if !t.held.remove(f) {
+			e.Flags |= events.UnheldBefore
+		}
+		if t.dumping {
+			t.ended.add(f)
+			if !t.next.remove(f) {
+				e.Flags |= events.Unheld
+			}
+		}
+	} else {
+		if !t.held.add(f) {
+			e.Flags |= events.UnheldBefore
+		}
+		if t.dumping {
+			t.ended.remove(f)
+			if !t.next.add(f) {
+				e.Flags |= events.Unheld
+			}
+		}
+	}
+	if !t.dumping && e.Flags != 0 {
+		// A consumer may not have seen the end of the dump yet and still show
+		// the epoch before: what this epoch does not hold, that one does not.
+		e.Flags |= events.Unheld
+	}
+}
+
+// Existing takes a row of the dump and reports whether the flow is to be
+// announced: it is neither in the epoch already nor ended since.
+func (t *Table) Existing(e *events.Event) bool {
+	f := t.fingerprint(e)
+	return !t.ended.has(f) && t.next.add(f)
+}
+
+// Bytes is what the sets take.
+func (t *Table) Bytes() int { return 8 * (cap(t.held.slots) + cap(t.next.slots) + cap(t.ended.slots)) }
+
+// fingerprint is never 0, which marks an empty slot.
+func (t *Table) fingerprint(e *events.Event) uint64 {
+	o := &e.Orig
+	h := t.key[0]
+	h = mix(h^o.Src.Lo, t.key[1]^o.Dst.Lo)
+	if e.IPv6 {
+		h = mix(h^o.Src.Hi, t.key[1]^o.Dst.Hi)
+	}
+	h = mix(h^uint64(o.SrcPort)<<48^uint64(o.DstPort)<<32^uint64(e.ID), t.key[1]^uint64(e.Zone)<<16^uint64(e.Proto)<<8^1)
+	return h | 1
+}
+
+// mix folds the 128-bit product of two words, as wyhash does.
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}
+
+// set is an open-addressing hash set of fingerprints with linear probing and
+// backward-shift deletion, so that it needs no deleted marks.
+type set struct {
+	slots []uint64
+	n     int
+}
+
+func (s *set) home(f uint64) int { return int(f>>1) & (len(s.slots) - 1) }
+
+func (s *set) find(f uint64) (int, bool) {
+	i := s.home(f)
+	for s.slots[i] != 0 {
+		if s.slots[i] == f {
+			return i, true
+		}
+		i = (i + 1) & (len(s.slots) - 1)
+	}
+	return i, false
+}
+
+func (s *set) has(f uint64) bool {
+	if s.n == 0 {
+		return false
+	}
+	_, ok := s.find(f)
+	return ok
+}
+
+// add reports whether f was not there.
+func (s *set) add(f uint64) bool {
+	if s.n >= len(s.slots)*3/4 {
+		s.resize(max(1024, len(s.slots)*2))
+	}
+	i, ok := s.find(f)
+	if ok {
+		return false
+	}
+	s.slots[i] = f
+	s.n++
+	return true
+}
+
+// remove reports whether f was there.
+func (s *set) remove(f uint64) bool {
+	if s.n == 0 {
+		return false
+	}
+	i, ok := s.find(f)
+	if !ok {
+		return false
+	}
+	mask := len(s.slots) - 1
+	for j := (i + 1) & mask; s.slots[j] != 0; j = (j + 1) & mask {
+		// j may move to i when its home is not between i (exclusive) and j.
+		if (j-s.home(s.slots[j]))&mask >= (j-i)&mask {
+			s.slots[i] = s.slots[j]
+			i = j
+		}
+	}
+	s.slots[i] = 0
+	s.n--
+	if len(s.slots) > 1024 && s.n < len(s.slots)/8 {
+		s.resize(len(s.slots) / 4)
+	}
+	return true
+}
+
+func (s *set) resize(size int) {
+	old := s.slots
+	s.slots = make([]uint64, size)
+	for _, f := range old {
+		if f != 0 {
+			i, _ := s.find(f)
+			s.slots[i] = f
+		}
+	}
+}
