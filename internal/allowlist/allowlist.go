@@ -1,0 +1,73 @@
+// Package allowlist holds prefixes that must not be acted upon, each with the
+// reason it is there. It is a leaf: policy asks it before a command is sent,
+// guard before an entry is deleted.
+package allowlist
+
+import (
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+)
+
+// Entry is one prefix and why it is listed.
+type Entry struct {
+	Prefix netip.Prefix
+	Why    string // a few words, shown to operators: "own address", "--protect"
+}
+
+// List answers which entry covers an address. The zero value is empty; a List
+// is not changed after it is built and is then safe for concurrent use.
+type List struct {
+	table bart.Table[string]
+	n     int
+}
+
+// New builds a list. Of entries with the same prefix the first one's reason is
+// kept.
+func New(entries ...Entry) *List {
+	l := &List{}
+	for _, e := range entries {
+		if _, ok := l.table.Get(e.Prefix); !ok {
+			l.table.Insert(e.Prefix.Masked(), e.Why)
+			l.n++
+		}
+	}
+	return l
+}
+
+// Prefixes makes entries of one reason.
+func Prefixes(why string, prefixes ...netip.Prefix) []Entry {
+	out := make([]Entry, len(prefixes))
+	for i, p := range prefixes {
+		out[i] = Entry{p, why}
+	}
+	return out
+}
+
+// Addresses makes entries of single addresses.
+func Addresses(why string, addrs ...netip.Addr) []Entry {
+	out := make([]Entry, len(addrs))
+	for i, a := range addrs {
+		a = a.WithZone("").Unmap()
+		out[i] = Entry{netip.PrefixFrom(a, a.BitLen()), why}
+	}
+	return out
+}
+
+// Len is the number of entries.
+func (l *List) Len() int { return l.n }
+
+// Contains returns the most specific entry that covers a.
+func (l *List) Contains(a netip.Addr) (Entry, bool) {
+	a = a.Unmap()
+	return l.Covers(netip.PrefixFrom(a, a.BitLen()))
+}
+
+// Covers returns the most specific entry that covers all of p.
+func (l *List) Covers(p netip.Prefix) (Entry, bool) {
+	prefix, why, ok := l.table.LookupPrefixLPM(p.Masked())
+	return Entry{prefix, why}, ok
+}
+
+// Overlaps reports whether any listed address lies within p.
+func (l *List) Overlaps(p netip.Prefix) bool { return l.table.OverlapsPrefix(p.Masked()) }

@@ -1,0 +1,171 @@
+// Package guard decides, on the firewall and by itself, whether a command may
+// be carried out: whatever the bus says, whoever sent it. It is pure: a command
+// and the time go in, refusals come out; it touches neither kernel nor bus.
+//
+// The checks, in the order they are made: deletion is enabled; the command is
+// for this firewall and this run of its producer; it is fresh by the firewall's
+// own clock; it was not seen before; what it names is an address or a prefix no
+// wider than allowed, and none that this host cannot live without. A prefix
+// that merely contains a protected address is carried out around it, entry by
+// entry.
+package guard
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Reasons of refusals, as receipts and metrics show them.
+const (
+	NotEnabled    = "not-enabled"     // the producer runs without --allow-flush
+	WrongFirewall = "wrong-firewall"  // the command names another firewall
+	WrongBoot     = "wrong-boot"      // it was meant for another run of the producer
+	Expired       = "expired"         // its time is over
+	TooFarAhead   = "too-far-ahead"   // it would live longer than MaxLife
+	Replayed      = "replayed"        // a command of this id was carried out already
+	TooWide       = "prefix-too-wide" // the prefix is wider than this firewall allows
+	Protected     = "protected"       // the address is listed as one that must not be touched
+	Malformed     = "malformed"       // it names no address
+	Offloaded     = "offloaded"       // the kernel keeps entries of a flowtable (EBUSY)
+)
+
+// MaxLife is how far ahead a command may expire.
+const MaxLife = 30 * time.Second
+
+// Config is what the operator of this firewall allows.
+type Config struct {
+	Firewall   string
+	Boot       string
+	AllowFlush bool
+	Protect    []netip.Prefix
+	// MinBits are the widest prefixes that may be flushed.
+	MinBits4, MinBits6 int
+}
+
+// Default widths.
+const (
+	DefaultMinBits4 = 24
+	DefaultMinBits6 = 64
+)
+
+// Guard is safe for concurrent use.
+type Guard struct {
+	cfg Config
+
+	mu        sync.Mutex
+	protected *allowlist.List
+	seen      map[string]int64 // id → expiry
+}
+
+// New returns a guard that protects cfg.Protect and loopback until
+// [Guard.Protect] tells it what else.
+func New(cfg Config) *Guard {
+	if cfg.MinBits4 == 0 {
+		cfg.MinBits4 = DefaultMinBits4
+	}
+	if cfg.MinBits6 == 0 {
+		cfg.MinBits6 = DefaultMinBits6
+	}
+	g := &Guard{cfg: cfg, seen: map[string]int64{}}
+	g.Protect(nil)
+	return g
+}
+
+// Protect replaces the host's own entries: its addresses, gateways, resolvers
+// and NATS servers, which may change while it runs.
+func (g *Guard) Protect(host []allowlist.Entry) {
+	entries := append([]allowlist.Entry{
+		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Why: "loopback"},
+		{Prefix: netip.MustParsePrefix("::1/128"), Why: "loopback"},
+	}, host...)
+	entries = append(entries, allowlist.Prefixes("--protect", g.cfg.Protect...)...)
+	list := allowlist.New(entries...)
+	g.mu.Lock()
+	g.protected = list
+	g.mu.Unlock()
+}
+
+// Verdict is the outcome of a check: empty means yes.
+type Verdict struct {
+	Reason string // one of the constants
+	Text   string // for a person
+}
+
+// Allowed reports whether the command may be carried out.
+func (v Verdict) Allowed() bool { return v.Reason == "" }
+
+// Check judges a flush command at now (ns, the firewall's monotonic clock). An
+// allowed command is remembered: its id is refused from then on. A dry run
+// deletes nothing and needs no permission to delete.
+func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
+	no := func(reason, format string, args ...any) (Verdict, []netip.Prefix) {
+		return Verdict{reason, fmt.Sprintf(format, args...)}, nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	prefixes, err := c.Prefixes()
+	switch {
+	case err != nil:
+		return no(Malformed, "%v", err)
+	case c.Firewall != g.cfg.Firewall:
+		return no(WrongFirewall, "the command is for %s, this is %s", c.Firewall, g.cfg.Firewall)
+	case c.Boot != g.cfg.Boot:
+		return no(WrongBoot, "the command is for another run of this producer")
+	case c.Expires <= now:
+		return no(Expired, "the command expired %s ago", time.Duration(now-c.Expires).Round(time.Millisecond))
+	case c.Expires-now > int64(MaxLife):
+		return no(TooFarAhead, "the command would live for %s, at most %s is allowed", time.Duration(c.Expires-now).Round(time.Second), MaxLife)
+	case !c.DryRun && !g.cfg.AllowFlush:
+		return no(NotEnabled, "this producer runs without --allow-flush")
+	}
+	for id, expires := range g.seen {
+		if expires <= now {
+			delete(g.seen, id)
+		}
+	}
+	if _, ok := g.seen[c.ID]; ok {
+		return no(Replayed, "a command with this id was carried out already")
+	}
+	for _, p := range prefixes {
+		least := g.cfg.MinBits4
+		if p.Addr().Is6() {
+			least = g.cfg.MinBits6
+		}
+		if p.Bits() < least {
+			return no(TooWide, "%s is wider than /%d, the widest that may be flushed here", p, least)
+		}
+		if e, ok := g.protected.Covers(p); ok {
+			return no(Protected, "%s is protected: %s", p, e.Why)
+		}
+	}
+	if !c.DryRun {
+		g.seen[c.ID] = c.Expires
+	}
+	return Verdict{}, prefixes
+}
+
+// Keep returns a function that names the reason why one entry of an allowed
+// flush must stay, or "". by is the side that was matched.
+func (g *Guard) Keep(by string) func(*events.Event) string {
+	g.mu.Lock()
+	list := g.protected
+	g.mu.Unlock()
+	return func(e *events.Event) string {
+		if by != events.ByDst {
+			if _, ok := list.Contains(e.Src()); ok {
+				return Protected
+			}
+		}
+		if by != events.BySrc {
+			if _, ok := list.Contains(e.Dst()); ok {
+				return Protected
+			}
+		}
+		return ""
+	}
+}

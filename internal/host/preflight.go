@@ -1,0 +1,74 @@
+package host
+
+import "fmt"
+
+// Facts are what a preflight judges. Sysctls are nil where they could not be
+// read.
+type Facts struct {
+	NetAdmin      bool
+	TableError    error // why the table could not be opened, nil when it could
+	Tracking      *bool // does anything in this namespace ask for tracking? nil: unknown
+	Events        *int  // nf_conntrack_events
+	Acct          *int  // nf_conntrack_acct
+	TCPLoose      *int  // nf_conntrack_tcp_loose
+	BufferGranted int   // bytes
+	BufferWanted  int
+	AllowFlush    bool
+	Unsigned      bool // commands are accepted without a signature
+}
+
+// Finding is one thing an operator should know, and what to do about it.
+type Finding struct {
+	Fatal  bool   // nothing works until this is mended
+	What   string // one sentence
+	Remedy string // one sentence or command
+}
+
+func (f Finding) String() string { return f.What + " " + f.Remedy }
+
+// eventBytes is what one queued event costs of the socket's buffer: an skb's
+// true size, measured on Linux 6.18.
+const eventBytes = 1280
+
+// Preflight turns facts into findings, the fatal ones first.
+func Preflight(f Facts) []Finding {
+	var out []Finding
+	fatal := func(what, remedy string) { out = append(out, Finding{true, what, remedy}) }
+	note := func(what, remedy string) { out = append(out, Finding{false, what, remedy}) }
+	is := func(v *int, want int) bool { return v != nil && *v == want }
+
+	if f.TableError != nil {
+		remedy := "Is this kernel built with nf_conntrack and nf_conntrack_netlink (modprobe nf_conntrack_netlink)?"
+		if !f.NetAdmin {
+			remedy = "This process lacks CAP_NET_ADMIN: run as root, or with AmbientCapabilities=CAP_NET_ADMIN; a container needs cap_add: NET_ADMIN and uid 0."
+		}
+		fatal(fmt.Sprintf("The connection table cannot be opened: %v.", f.TableError), remedy)
+		return out
+	}
+	if is(f.Events, 0) {
+		fatal("nf_conntrack_events is 0: the kernel announces no flow.", "sysctl -w net.netfilter.nf_conntrack_events=1")
+	}
+	if f.Tracking != nil && !*f.Tracking {
+		note("Nothing in this network namespace asks for connection tracking, so its table stays empty.",
+			"One rule turns it on: nft add table inet filter; nft 'add chain inet filter forward { type filter hook forward priority 0; }'; nft add rule inet filter forward ct state new counter")
+	}
+	if is(f.Events, 2) {
+		note("nf_conntrack_events is 2: flows older than this process end without an event, so active counts are approximate until they are gone.",
+			"sysctl -w net.netfilter.nf_conntrack_events=1 makes them exact from the start.")
+	}
+	if is(f.Acct, 0) {
+		note("nf_conntrack_acct is 0: flows end without packet and byte counts.", "sysctl -w net.netfilter.nf_conntrack_acct=1, where they are wanted.")
+	}
+	if f.BufferGranted < f.BufferWanted {
+		note(fmt.Sprintf("The kernel granted a socket buffer of %d KiB instead of %d KiB, which holds %d events.", f.BufferGranted>>10, f.BufferWanted>>10, 2*f.BufferGranted/eventBytes),
+			"In a user namespace net.core.rmem_max is the limit; CAP_NET_ADMIN in the host's lifts it. Events are read more often instead.")
+	}
+	if f.AllowFlush && is(f.TCPLoose, 1) {
+		note("nf_conntrack_tcp_loose is 1: after a flush, the next packet of a TCP connection makes a new entry.",
+			"A flush frees the table; it does not stop routed TCP. sysctl -w net.netfilter.nf_conntrack_tcp_loose=0 does.")
+	}
+	if f.AllowFlush && f.Unsigned {
+		note("--allow-flush with --trust none: whoever may publish commands on the bus can flush this table.", "Restrict who may publish below ct.v1.cmd on the server.")
+	}
+	return out
+}

@@ -1,0 +1,238 @@
+// Package policy decides whether an alert is acted upon, and how. It is pure:
+// an alert, the time and what is known of the firewalls go in; a decision comes
+// out, with a reason for a person. Nothing here sends anything.
+//
+// The answer is "no" by default. A policy must name the rule; the mode must be
+// enforce, or the decision is only simulated; the address must be on no
+// allowlist, must not have been acted upon within the cool-down, and the alert
+// must be fresh. The firewall then decides again, by itself (package guard).
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Modes.
+const (
+	Observe = "observe" // decide and record, send nothing
+	Enforce = "enforce" // send commands
+)
+
+// ActionFlush deletes the address's entries. Other actions come with their
+// mechanisms.
+const ActionFlush = "flush"
+
+// Where an action applies: to the firewalls that the alert names, or to all of
+// its realm.
+const (
+	WhereAlert = "alert"
+	WhereRealm = "realm"
+)
+
+// File is the policy file.
+type File struct {
+	Mode      string         `yaml:"mode"`
+	Policies  []Policy       `yaml:"policies"`
+	Allowlist []netip.Prefix `yaml:"allowlist"`
+	// CoolDown is how long an address is left alone after an action: a flush
+	// makes established flows come back as new ones, which must not trigger
+	// the next flush.
+	CoolDown time.Duration `yaml:"cool_down"`
+	// MaxAge is how old an alert may be to be acted upon.
+	MaxAge time.Duration `yaml:"max_age"`
+}
+
+// Policy says what to do about the alerts of one rule.
+type Policy struct {
+	Rule   string `yaml:"rule"`
+	Mode   string `yaml:"mode"` // overrides the file's
+	Action string `yaml:"action"`
+	Where  string `yaml:"where"`
+}
+
+// Default is a file without policies.
+func Default() File {
+	return File{Mode: Observe, CoolDown: time.Minute, MaxAge: 30 * time.Second}
+}
+
+// Validate reports the first thing that is wrong, naming it.
+func (f *File) Validate() error {
+	if err := checkMode("mode", f.Mode); err != nil {
+		return err
+	}
+	if f.CoolDown < 0 {
+		return fmt.Errorf("cool_down: must not be negative, is %s", f.CoolDown)
+	}
+	if f.MaxAge <= 0 {
+		return fmt.Errorf("max_age: must be positive, is %s", f.MaxAge)
+	}
+	for _, p := range f.Allowlist {
+		if p != p.Masked() {
+			return fmt.Errorf("allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
+		}
+	}
+	seen := map[string]bool{}
+	for i := range f.Policies {
+		p := &f.Policies[i]
+		if err := events.CheckName(p.Rule); err != nil {
+			return fmt.Errorf("policies[%d]: rule: %w", i, err)
+		}
+		if seen[p.Rule] {
+			return fmt.Errorf("policies[%d]: rule %s has a policy already", i, p.Rule)
+		}
+		seen[p.Rule] = true
+		if p.Mode != "" {
+			if err := checkMode("mode", p.Mode); err != nil {
+				return fmt.Errorf("policy for %s: %w", p.Rule, err)
+			}
+		}
+		if p.Action == "" {
+			p.Action = ActionFlush
+		}
+		if p.Action != ActionFlush {
+			return fmt.Errorf("policy for %s: action: %q is not known, this version has %q", p.Rule, p.Action, ActionFlush)
+		}
+		if p.Where == "" {
+			p.Where = WhereAlert
+		}
+		if !slices.Contains([]string{WhereAlert, WhereRealm}, p.Where) {
+			return fmt.Errorf("policy for %s: where: %q is neither %q nor %q", p.Rule, p.Where, WhereAlert, WhereRealm)
+		}
+	}
+	return nil
+}
+
+func checkMode(key, mode string) error {
+	switch mode {
+	case Observe, Enforce:
+		return nil
+	case "approve":
+		return fmt.Errorf("%s: approve needs approvals, which this version does not have; use %q or %q", key, Observe, Enforce)
+	}
+	return fmt.Errorf("%s: %q is neither %q nor %q", key, mode, Observe, Enforce)
+}
+
+// Firewall is what the responder knows of one firewall.
+type Firewall struct {
+	Name  string
+	Realm string
+	Fresh bool // heard of within the last seconds: its clock is known
+}
+
+// Decision is what to do about an alert.
+type Decision struct {
+	Outcome   string // events.Outcome…
+	Reason    string
+	Mode      string
+	Action    string
+	Address   netip.Prefix
+	By        string
+	Firewalls []string // fresh ones, to be commanded
+	Away      []string // in scope, but not heard of: cannot be commanded
+}
+
+// Engine applies a file and remembers the cool-downs. It is not safe for
+// concurrent use.
+type Engine struct {
+	file     File
+	policies map[string]Policy
+	allow    *allowlist.List
+	cooling  map[string]time.Time // realm and address → until
+}
+
+// New returns an engine for a validated file.
+func New(f File) *Engine {
+	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[string]time.Time{}}
+	for _, p := range f.Policies {
+		e.policies[p.Rule] = p
+	}
+	return e
+}
+
+// Decide judges one firing alert of the given age. ok is false when no policy
+// concerns it, so that there is nothing to record. A commanded address begins
+// its cool-down.
+func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet []Firewall) (d Decision, ok bool) {
+	p, ok := e.policies[a.Rule]
+	if !ok || a.State != events.Firing {
+		return d, false
+	}
+	d = Decision{Mode: e.file.Mode, Action: p.Action, By: events.BySrc}
+	if p.Mode != "" {
+		d.Mode = p.Mode
+	}
+	decline := func(format string, args ...any) (Decision, bool) {
+		d.Outcome, d.Reason = events.OutcomeDeclined, fmt.Sprintf(format, args...)
+		return d, true
+	}
+	switch a.Track {
+	case "by_src":
+	case "by_dst":
+		return decline("the address is the destination of the flows: the victim is not flushed")
+	default:
+		return decline("an alert about a table names no address to flush")
+	}
+	var err error
+	if d.Address, err = events.ParsePrefix(a.Key); err != nil {
+		return decline("the alert's key is no address: %v", err)
+	}
+	if age > e.file.MaxAge {
+		return decline("the alert is %s old, at most %s is acted upon", age.Round(time.Second), e.file.MaxAge)
+	}
+	if a.Simulated {
+		return decline("the alert is simulated")
+	}
+	if entry, listed := e.allow.Covers(d.Address); listed {
+		return decline("%s is on the allowlist: %s (%s)", d.Address, entry.Prefix, entry.Why)
+	}
+	if e.allow.Overlaps(d.Address) {
+		return decline("%s contains an allowlisted address", d.Address)
+	}
+	for _, f := range fleet {
+		_, named := a.Firewalls[f.Name]
+		if f.Realm != a.Realm || p.Where == WhereAlert && !named {
+			continue
+		}
+		if f.Fresh {
+			d.Firewalls = append(d.Firewalls, f.Name)
+		} else {
+			d.Away = append(d.Away, f.Name)
+		}
+	}
+	slices.Sort(d.Firewalls)
+	slices.Sort(d.Away)
+	if len(d.Firewalls) == 0 {
+		return decline("none of the firewalls concerned can be reached")
+	}
+	for k, until := range e.cooling {
+		if !now.Before(until) {
+			delete(e.cooling, k)
+		}
+	}
+	cooling := a.Realm + " " + d.Address.String()
+	if until, hot := e.cooling[cooling]; hot {
+		return decline("%s was acted upon and is left alone for another %s", d.Address, until.Sub(now).Round(time.Second))
+	}
+	e.cooling[cooling] = now.Add(e.file.CoolDown)
+	d.Reason = a.Text
+	d.Outcome = events.OutcomeCommanded
+	if d.Mode == Observe {
+		d.Outcome = events.OutcomeSimulated
+	}
+	return d, true
+}
+
+// CommandID is the id of the command that an alert causes on one firewall: two
+// responders make the same one.
+func CommandID(alert, firewall, action string) string {
+	h := sha256.Sum256([]byte(alert + "\x00" + firewall + "\x00" + action))
+	return hex.EncodeToString(h[:12])
+}
