@@ -1,6 +1,9 @@
 package events
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // States of an alert.
 const (
@@ -68,10 +71,16 @@ func (a *Alert) Validate() error {
 		return fmt.Errorf("scope: %w", err)
 	}
 	texts := [][2]string{{"id", a.ID}, {"severity", a.Severity}, {"key", a.Key}, {"track", a.Track}, {"metric", a.Metric}, {"text", a.Text}}
-	for name := range a.Firewalls {
-		if err := CheckFirewall(name); err != nil {
+	for name, share := range a.Firewalls {
+		if err := errors.Join(CheckFirewall(name), checkFinite("firewalls", share)); err != nil {
 			return err
 		}
+	}
+	if err := checkFinite("value", a.Value, a.Count, a.Peak); err != nil {
+		return err
+	}
+	if a.Unreplied != nil && !(*a.Unreplied >= 0 && *a.Unreplied <= 1) {
+		return fmt.Errorf("unreplied: %v is not within 0 to 1", *a.Unreplied)
 	}
 	for _, s := range append(a.Peers[:len(a.Peers):len(a.Peers)], a.Ports...) {
 		texts = append(texts, [2]string{"sample", s.Value})

@@ -113,9 +113,9 @@ func (d *Decoder) field(key string, b *Batch) (bit uint32, err error) {
 	case "clean":
 		b.Clean, err = d.dec.DecodeBool()
 	case "fw":
-		b.Firewall, err = d.name(b.Firewall)
+		b.Firewall, err = d.name(b.Firewall, CheckFirewall)
 	case "realm":
-		b.Realm, err = d.name(b.Realm)
+		b.Realm, err = d.name(b.Realm, CheckRealm)
 	case "boot":
 		var p []byte
 		if p, err = d.bytes(); err == nil && copy(b.Boot[:], p) != len(p) || len(p) != len(b.Boot) {
@@ -164,17 +164,21 @@ func (d *Decoder) bytes() ([]byte, error) {
 	return d.in[at : at+n : at+n], err
 }
 
-// name reads a name, keeping the string it had when that is the same.
-func (d *Decoder) name(had string) (string, error) {
+// name reads a name, keeping the string it had, which was checked, when that is
+// the same.
+func (d *Decoder) name(had string, check func(string) error) (string, error) {
 	p, err := d.bytes()
 	if err != nil {
 		return "", err
 	}
-	if string(p) == had {
+	if had != "" && string(p) == had {
 		return had, nil
 	}
 	s := string(p)
-	return s, CheckName(s)
+	if err := check(s); err != nil {
+		return "", err
+	}
+	return s, nil
 }
 
 // skip passes over one value of any depth, without recursion: foreign bytes

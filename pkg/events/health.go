@@ -1,7 +1,5 @@
 package events
 
-import "fmt"
-
 // Health is one firewall's state, published every second on
 // ct.v1.health.<firewall>. Counters are cumulative since Boot.
 type Health struct {
@@ -76,8 +74,11 @@ func (h *Health) Validate() error {
 	if err := CheckFirewall(h.Firewall); err != nil {
 		return err
 	}
-	if err := CheckName(h.Realm); err != nil {
-		return fmt.Errorf("realm: %w", err)
+	if err := CheckRealm(h.Realm); err != nil {
+		return err
+	}
+	if err := checkFinite("table.percent", h.Table.Percent); err != nil {
+		return err
 	}
 	texts := [][2]string{{"boot", h.Boot}, {"version", h.Version}, {"config", h.Config}}
 	for k, v := range h.Labels {

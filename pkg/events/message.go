@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
+	"reflect"
 	"unicode"
 	"unicode/utf8"
 
@@ -40,26 +42,17 @@ func Marshal(m Message) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// Unmarshal decodes data into m and validates it. Unknown keys are skipped; a
-// version newer than MessageVersion is refused with ErrVersion.
+// Unmarshal decodes data into m, whose former content is lost, and validates
+// it. Unknown keys are skipped; a version other than MessageVersion is refused
+// with ErrVersion.
 func Unmarshal(data []byte, m Message) error {
 	if len(data) > MaxMessageBytes {
 		return fmt.Errorf("decode %T: %d bytes, at most %d are allowed", m, len(data), MaxMessageBytes)
 	}
-	r := bytes.NewReader(data)
-	dec := msgpack.NewDecoder(r)
-	// A first pass without recursion: the reflective decoder below follows the
-	// nesting that the sender chose.
-	if err := skip(dec); err != nil {
-		return fmt.Errorf("decode %T: not a msgpack map: %w", m, err)
+	if err := checkMap(data); err != nil {
+		return fmt.Errorf("decode %T: %w", m, err)
 	}
-	if r.Len() > 0 {
-		return fmt.Errorf("decode %T: %d bytes after its end", m, r.Len())
-	}
-	if c := data[0]; c&0xf0 != 0x80 && c != 0xde && c != 0xdf {
-		return fmt.Errorf("decode %T: not a msgpack map", m)
-	}
-	*m.version() = 0
+	reflect.ValueOf(m).Elem().SetZero()
 	if err := msgpack.Unmarshal(data, m); err != nil {
 		return fmt.Errorf("decode %T: %w", m, err)
 	}
@@ -68,6 +61,43 @@ func Unmarshal(data []byte, m Message) error {
 	}
 	if err := m.Validate(); err != nil {
 		return fmt.Errorf("decode %T: %w", m, err)
+	}
+	return nil
+}
+
+// maxKeys is more keys than any version of a message will have.
+const maxKeys = 1024
+
+// checkMap verifies that data is one msgpack map and nothing else, with string
+// keys that appear once: of two equal keys, decoders differ in which one counts.
+// It walks without recursion, as the decoder that follows takes the nesting
+// that the sender chose.
+func checkMap(data []byte) error {
+	r := bytes.NewReader(data)
+	dec := msgpack.NewDecoder(r)
+	n, err := dec.DecodeMapLen()
+	if err != nil || n < 0 {
+		return errors.New("not a msgpack map")
+	}
+	if n > maxKeys {
+		return fmt.Errorf("%d keys, at most %d are allowed", n, maxKeys)
+	}
+	seen := make(map[string]bool, n)
+	for range n {
+		key, err := dec.DecodeString()
+		if err != nil {
+			return fmt.Errorf("key: %w", err)
+		}
+		if seen[key] {
+			return fmt.Errorf("key %.32q appears twice", key)
+		}
+		seen[key] = true
+		if err := skip(dec); err != nil {
+			return fmt.Errorf("key %.32q: %w", key, err)
+		}
+	}
+	if r.Len() > 0 {
+		return fmt.Errorf("%d bytes after its end", r.Len())
 	}
 	return nil
 }
@@ -97,6 +127,16 @@ func checkText(fields ...[2]string) error {
 			if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
 				return fmt.Errorf("%s: %w", f[0], errControl)
 			}
+		}
+	}
+	return nil
+}
+
+// checkFinite returns nil when field's values are numbers: JSON has no other.
+func checkFinite(field string, values ...float64) error {
+	for _, v := range values {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Errorf("%s: %v is no number", field, v)
 		}
 	}
 	return nil

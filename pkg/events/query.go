@@ -1,6 +1,9 @@
 package events
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Kinds of questions to the centre, each on ct.v1.query.<kind>.
 const (
@@ -84,6 +87,9 @@ func (r *TopReply) Validate() error {
 			texts = append(texts, [2]string{"firewalls", fw})
 		}
 	}
+	for _, fw := range slices.Concat(r.Unknown, r.Stale) {
+		texts = append(texts, [2]string{"firewalls", fw})
+	}
 	return checkText(texts...)
 }
 
@@ -110,7 +116,7 @@ const (
 
 // FirewallStatus is what the centre knows of one firewall.
 type FirewallStatus struct {
-	Health      `msgpack:"health" json:"health"`
+	Health      `msgpack:",inline"`
 	State       string  `msgpack:"state" json:"state"`
 	AgeMS       int64   `msgpack:"age_ms" json:"age_ms"` // since its last message
 	Events      uint64  `msgpack:"events" json:"events"` // counted here
@@ -129,6 +135,9 @@ type FirewallStatus struct {
 func (r *FirewallsReply) Validate() error {
 	for i := range r.Firewalls {
 		if err := r.Firewalls[i].Health.Validate(); err != nil {
+			return err
+		}
+		if err := checkFinite("events_per_s", r.Firewalls[i].EventsPerS); err != nil {
 			return err
 		}
 		if err := oneOf("state", r.Firewalls[i].State, StateFresh, StateStale, StateSilent, StateStopped); err != nil {

@@ -47,6 +47,9 @@ func (r *Receipt) Validate() error {
 	if err := CheckFirewall(r.Firewall); err != nil {
 		return err
 	}
+	if err := checkFinite("duration_ms", r.DurationMS); err != nil {
+		return err
+	}
 	texts := [][2]string{{"id", r.ID}, {"verb", r.Verb}, {"actor", r.Actor}, {"reason", r.Reason}, {"alert", r.Alert},
 		{"rule", r.Rule}, {"by", r.By}, {"error", r.Error}}
 	for _, s := range r.Addresses {

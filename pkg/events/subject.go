@@ -72,6 +72,35 @@ func CheckFirewall(s string) error {
 	return nil
 }
 
+// maxRealm leaves room for what is put around a realm's name where it becomes
+// one token: realm_<name>_z65535.
+const maxRealm = maxName - len(realmScopePrefix) - len("_z65535")
+
+// CheckRealm is [CheckName] for the realm that a firewall is given: at most 50
+// characters, and without an ending such as _z7, which would make it the realm
+// of conntrack zone 7 of another one, see [ZoneRealm].
+func CheckRealm(s string) error {
+	if err := CheckName(s); err != nil {
+		return fmt.Errorf("realm %w", err)
+	}
+	if len(s) > maxRealm {
+		return fmt.Errorf("realm name %q is %d characters long, at most %d are allowed", s, len(s), maxRealm)
+	}
+	if i := strings.LastIndex(s, "_z"); i >= 0 && i+2 < len(s) && strings.Trim(s[i+2:], "0123456789") == "" {
+		return fmt.Errorf("realm name %q ends like the realm of a conntrack zone (%s)", s, s[i:])
+	}
+	return nil
+}
+
+// ZoneRealm is the realm of a conntrack zone: a non-zero zone is a realm of
+// its own.
+func ZoneRealm(realm string, zone uint16) string {
+	if zone == 0 {
+		return realm
+	}
+	return realm + "_z" + strconv.Itoa(int(zone))
+}
+
 // RealmScope is the alert scope of the fleet within one realm: "fleet" in the
 // default realm, "realm_<name>" in any other.
 func RealmScope(realm string) string {
@@ -130,7 +159,8 @@ func SubjectFirewall(subject, root string) (string, error) {
 // IPv6 as eight groups of four digits joined by -, and _24 after a prefix that
 // is not a single address.
 func SubjectKey(p netip.Prefix) string {
-	a := p.Addr().Unmap()
+	p = unmap(p)
+	a := p.Addr()
 	var b []byte
 	if a.Is4() {
 		o := a.As4()
@@ -156,7 +186,25 @@ func SubjectKey(p netip.Prefix) string {
 	return string(b)
 }
 
-// ParseSubjectKey is the inverse of [SubjectKey].
+// unmap turns an IPv4-mapped IPv6 prefix into the IPv4 prefix that it is.
+func unmap(p netip.Prefix) netip.Prefix {
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		return netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p
+}
+
+// FormatPrefix writes p the way keys stand in messages: a single address
+// without its length, anything else as a prefix. [ParsePrefix] reads it.
+func FormatPrefix(p netip.Prefix) string {
+	if p = unmap(p); p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// ParseSubjectKey is the inverse of [SubjectKey], and refuses any other
+// spelling: one key is one subject.
 func ParseSubjectKey(s string) (netip.Prefix, error) {
 	text, bits, hasBits := strings.Cut(s, "_")
 	sep := "."
@@ -165,17 +213,17 @@ func ParseSubjectKey(s string) (netip.Prefix, error) {
 	}
 	a, err := netip.ParseAddr(strings.ReplaceAll(text, "-", sep))
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("subject key %q is no address", s)
+		return netip.Prefix{}, fmt.Errorf("subject key %.60q is no address", s)
 	}
 	n := a.BitLen()
 	if hasBits {
 		if n, err = strconv.Atoi(bits); err != nil {
-			return netip.Prefix{}, fmt.Errorf("subject key %q: bad prefix length", s)
+			return netip.Prefix{}, fmt.Errorf("subject key %.60q: bad prefix length", s)
 		}
 	}
 	p, err := a.Prefix(n)
-	if err != nil || p.Addr() != a {
-		return netip.Prefix{}, fmt.Errorf("subject key %q is no prefix", s)
+	if err != nil || SubjectKey(p) != s {
+		return netip.Prefix{}, fmt.Errorf("subject key %.60q is no prefix as subjects spell it", s)
 	}
 	return p, nil
 }
