@@ -1,0 +1,262 @@
+package window
+
+import (
+	"math"
+	"slices"
+)
+
+// A line is all that the table keeps of a quiet key, in one cache line of 64 bytes.
+//
+// Cells older than the newest are packed into bytes: the oldest in the chunk, if there is one, then those in packed. The bytes are
+// read backwards, newest cell first, because every question is about the recent past and can stop early; and because
+// then a cell is coded relative to the next newer one, a full line is moved to the end of its chunk by a plain copy.
+type line struct {
+	hi, lo uint64
+	tag    uint32
+	last   uint32 // the newest cell
+	count  uint32 // its events
+	slack  uint32 // so many events less one can follow before a level can be reached; 0: one was reached when last began
+	chunk  uint32 // where in its class
+	class  uint8  // the chunk's size class; 0: no chunk
+	used   uint8  // bytes of packed
+	filled uint16 // bytes of the chunk
+	packed [lineBytes]byte
+}
+
+const (
+	lineBytes = 24
+	// lineKeep is how much of packed a rebuilt history may take before it moves to a chunk: a little less than all, or the next cells
+	// would each rebuild it again.
+	lineKeep = lineBytes - 3
+	// cellBytes is the most that one cell takes.
+	cellBytes = 11
+)
+
+func (l *line) key() Key { return Key{Hi: l.hi, Lo: l.lo, Tag: l.tag} }
+
+func (l *line) is(k Key) bool { return l.hi == k.Hi && l.lo == k.Lo && l.tag == k.Tag }
+
+// A cell is a part of a history: its place on the grid and its events.
+type cell struct {
+	at    uint32
+	count uint32
+}
+
+// appendCell packs one cell. The byte that is read first holds the distance to the next newer cell (at least 1) in its high half and the count (at
+// least 1) in its low half, both less one. 15 in either means that a variable-length number follows (that is: stands before
+// it) to be added, first for the distance, then for the count. So a cell of a busy key usually takes one byte.
+func appendCell(dst []byte, distance, count uint32) []byte {
+	head := byte(0)
+	if count > 15 {
+		dst = appendBackward(dst, count-16)
+		head = 15
+	} else {
+		head = byte(count - 1)
+	}
+	if distance > 15 {
+		dst = appendBackward(dst, distance-16)
+		return append(dst, head|15<<4)
+	}
+	return append(dst, head|byte(distance-1)<<4)
+}
+
+// appendBackward appends a number in groups of seven bits, such that it can be read from its end: the lowest group stands last, and
+// every group but the highest has its top bit set.
+func appendBackward(dst []byte, v uint32) []byte {
+	more := byte(0)
+	for shift := 28; shift > 0; shift -= 7 {
+		if v>>shift != 0 {
+			dst = append(dst, byte(v>>shift)&0x7f|more)
+			more = 0x80
+		}
+	}
+	return append(dst, byte(v)&0x7f|more)
+}
+
+// A walk goes through a key's history, newest cell first.
+type walk struct {
+	at    uint32
+	bytes []byte // what is left of packed, then of the chunk
+	chunk []byte
+}
+
+// walk starts at the cell before the newest, which stands in the line itself.
+func (t *Table) walk(l *line) walk {
+	w := walk{at: l.last, bytes: l.packed[:l.used]}
+	if l.class != 0 {
+		w.chunk = t.arena.bytes(l.class, l.chunk)[:l.filled]
+	}
+	return w
+}
+
+func (w *walk) next() (c cell, ok bool) {
+	if len(w.bytes) == 0 {
+		if len(w.chunk) == 0 {
+			return cell{}, false
+		}
+		w.bytes, w.chunk = w.chunk, nil
+	}
+	head := w.bytes[len(w.bytes)-1]
+	w.bytes = w.bytes[:len(w.bytes)-1]
+	distance, count := uint32(head>>4)+1, uint32(head&15)+1
+	if distance > 15 {
+		distance += w.number()
+	}
+	if count > 15 {
+		count += w.number()
+	}
+	w.at -= distance
+	return cell{w.at, count}, true
+}
+
+// number reads back what appendBackward wrote.
+func (w *walk) number() (v uint32) {
+	for shift := 0; len(w.bytes) > 0; shift += 7 {
+		b := w.bytes[len(w.bytes)-1]
+		w.bytes = w.bytes[:len(w.bytes)-1]
+		v |= uint32(b&0x7f) << shift
+		if b < 0x80 {
+			break
+		}
+	}
+	return v
+}
+
+// open starts a new newest cell.
+func (t *Table) open(l *line, at, n uint32) {
+	if l.last < t.oldest { // nothing of the history is of use any more
+		t.clear(l)
+		l.last, l.count, l.slack = at, n, t.fullSlack
+		return
+	}
+	var room [cellBytes]byte
+	packed := appendCell(room[:0], at-l.last, l.count)
+	if int(l.used)+len(packed) > lineBytes {
+		t.spill(l, len(packed))
+	}
+	l.used += uint8(copy(l.packed[l.used:], packed))
+	l.last, l.count = at, n
+}
+
+// spill makes room for need bytes in a full line: by moving it to the end of the chunk, or else by rebuilding the history.
+func (t *Table) spill(l *line, need int) {
+	if l.class != 0 {
+		chunk := t.arena.bytes(l.class, l.chunk)
+		if int(l.filled)+int(l.used) <= len(chunk) {
+			l.filled += uint16(copy(chunk[l.filled:], l.packed[:l.used]))
+			l.used = 0
+			return
+		}
+	}
+	t.rebuild(l, cell{}, need)
+}
+
+// late counts events in a cell older than the newest.
+func (t *Table) late(l *line, at, n uint32) {
+	// Most late events are late by a little, and their cell is there and small: change the count where it stands.
+	w := walk{at: l.last, bytes: l.packed[:l.used]}
+	for len(w.bytes) > 0 {
+		head := len(w.bytes) - 1
+		c, _ := w.next()
+		if c.at > at {
+			continue
+		}
+		if c.at == at && uint64(c.count)+uint64(n) <= 15 {
+			l.packed[head] += byte(n)
+			return
+		}
+		break
+	}
+	t.rebuild(l, cell{at, n}, 0)
+}
+
+// rebuild writes the history anew: without the cells that no window reaches any more, with those merged that no window needs apart, and with
+// the events of extra (if its count is not 0), whose cell is older than the newest. Then the line has room for need bytes.
+func (t *Table) rebuild(l *line, extra cell, need int) {
+	t.merge(l, extra, t.edges(), t.unborn)
+	t.pack(l.last)
+	if len(t.packed) > sizes[len(sizes)-1]-lineBytes {
+		// Thousands of cells after now: the caller does not advance the table, or a clock is far ahead. Take the key's newest event as now.
+		now := t.grid.time(l.last)
+		t.merge(l, extra, t.grid.edges(nil, now), l.last)
+		t.pack(l.last)
+	}
+	if len(t.packed)+need <= lineKeep {
+		t.arena.free(l)
+		l.used = uint8(copy(l.packed[:], t.packed))
+		return
+	}
+	t.fit(l, len(t.packed))
+	l.filled = uint16(copy(t.arena.bytes(l.class, l.chunk), t.packed))
+	l.used = 0
+}
+
+// merge collects the cells of a history in t.cells, newest first. Edges are those of grid.edges; cells from unborn on are newer, and stay as they are.
+func (t *Table) merge(l *line, extra cell, edges []uint32, unborn uint32) {
+	t.cells = t.cells[:0]
+	put := func(c cell) (useful bool) {
+		together := true // with the newer one: no edge in between
+		for len(edges) > 0 && edges[0] > c.at {
+			edges = edges[1:]
+			together = false
+		}
+		if len(edges) == 0 {
+			return false
+		}
+		if n := len(t.cells); n > 0 {
+			if newer := &t.cells[n-1]; newer.at == c.at || together && newer.at < unborn {
+				newer.count = add(newer.count, c.count)
+				return true
+			}
+		}
+		t.cells = append(t.cells, c)
+		return true
+	}
+	for w := t.walk(l); ; {
+		c, ok := w.next()
+		if extra.count != 0 && (!ok || c.at <= extra.at) {
+			put(extra)
+			extra.count = 0
+		}
+		if !ok || !put(c) {
+			return
+		}
+	}
+}
+
+// pack packs t.cells into t.packed. They precede the cell newest.
+func (t *Table) pack(newest uint32) {
+	t.packed = t.packed[:0]
+	for i, c := range slices.Backward(t.cells) {
+		newer := newest
+		if i > 0 {
+			newer = t.cells[i-1].at
+		}
+		t.packed = appendCell(t.packed, newer-c.at, c.count)
+	}
+}
+
+// fit gives the line a chunk that has room for a history of n bytes and for some time to come, and is not much too large.
+func (t *Table) fit(l *line, n int) {
+	want := n + max(n/4, lineBytes)
+	if l.class != 0 {
+		if size := t.arena.size(l.class); size >= n+lineBytes && size <= 2*want {
+			return
+		}
+		t.arena.free(l)
+	}
+	t.arena.alloc(l, want)
+}
+
+// clear forgets the history of a line, not its newest cell.
+func (t *Table) clear(l *line) {
+	t.arena.free(l)
+	l.used = 0
+}
+
+func add(a, b uint32) uint32 {
+	if sum := a + b; sum >= a {
+		return sum
+	}
+	return math.MaxUint32
+}
