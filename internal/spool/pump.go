@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -30,15 +29,11 @@ type Pump struct {
 	// Refused, when set, is told that a batch was refused for good.
 	Refused func()
 
-	seq, total uint64
-	last       atomic.Uint64
-	generation uint32
+	seq        uint64 // the highest sent
+	generation uint32 // of attempts: grows with every restart
 	inFlight   int
 	throttle   daemon.Throttle
 }
-
-// Last is the sequence number last given to a batch.
-func (p *Pump) Last() uint64 { return p.last.Load() }
 
 // Run sends until ctx ends.
 func (p *Pump) Run(ctx context.Context) error {
@@ -75,12 +70,7 @@ func (p *Pump) fill() bool {
 		if it == nil {
 			return true
 		}
-		if it.seq == 0 {
-			p.seq++
-			it.seq, it.total = p.seq, p.total
-			p.total += uint64(it.events)
-			p.last.Store(p.seq)
-		}
+		p.seq = max(p.seq, it.seq)
 		events.Stamp{Sent: p.Now(), Clean: clean, Seq: it.seq, Total: it.total, Lost: p.Account.Lost()}.Apply(it.data)
 		id := fmt.Sprintf("%s:%s:%d", p.Firewall, p.Boot, it.seq)
 		if err := p.Bus.Publish(uint64(p.generation)<<32|it.seq&0xffffffff, id, it.data); err != nil {

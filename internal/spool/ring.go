@@ -11,7 +11,7 @@ type item struct {
 	events int
 	since  time.Time // when it was put in
 	seq    uint64    // 0 until it was first sent
-	total  uint64    // events sent before it
+	total  uint64    // events in the batches numbered before it
 }
 
 // Ring is a bounded queue of encoded batches, oldest first. It is safe for one
@@ -22,6 +22,8 @@ type Ring struct {
 	next  int // index of the first item to send; those before it wait for their acknowledgement
 	bytes int
 	limit int
+	seq   uint64  // the last number given
+	total uint64  // events in all numbered batches
 	spare []*item // recycled, so that a steady stream does not allocate
 	wake  chan struct{}
 	room  chan struct{}
@@ -80,6 +82,8 @@ func (r *Ring) put(data []byte, n int) {
 	r.bytes += len(data)
 }
 
+// firstUnstamped is the index of the first batch without a number; those behind
+// it have none either.
 func (r *Ring) firstUnstamped() int {
 	for i := r.next; i < len(r.items); i++ {
 		if r.items[i].seq == 0 {
@@ -107,7 +111,7 @@ func (r *Ring) remove(i int) {
 }
 
 // take returns the next batch to send, or nil, and whether nothing sent is
-// waiting for its acknowledgement.
+// waiting for its acknowledgement. A batch that was never sent gets its number.
 func (r *Ring) take() (it *item, clean bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,7 +120,20 @@ func (r *Ring) take() (it *item, clean bool) {
 	}
 	it, clean = r.items[r.next], r.next == 0
 	r.next++
+	if it.seq == 0 {
+		r.seq++
+		it.seq, it.total = r.seq, r.total
+		r.total += uint64(it.events)
+	}
 	return it, clean
+}
+
+// Last is the sequence number that the newest batch in the ring has or will
+// have, if none is dropped.
+func (r *Ring) Last() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seq + uint64(len(r.items)-r.firstUnstamped())
 }
 
 // ack removes the batch with this sequence number and returns its events. A

@@ -1,0 +1,132 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// serviceVersion is what `nats micro ls` shows; micro demands semantic versions.
+const serviceVersion = "1.0.0"
+
+// Service is a micro service: `nats micro ls|info|stats` see it.
+type Service struct {
+	Name        string
+	Description string
+	Metadata    map[string]string
+	Endpoints   []Endpoint
+	Stats       func() any // shown per endpoint by `nats micro stats`; may be nil
+}
+
+// Endpoint answers requests on one subject. The handlers of one endpoint run
+// one at a time.
+type Endpoint struct {
+	Name    string
+	Subject string
+	// Handle gets the request and returns the answer. An error answers with
+	// code 400 when it is a RequestError, else 500.
+	Handle func(data []byte) (events.Message, error)
+}
+
+// RequestError says that the request was wrong, not the one who answers.
+type RequestError struct{ Err error }
+
+func (e *RequestError) Error() string { return e.Err.Error() }
+func (e *RequestError) Unwrap() error { return e.Err }
+
+// Serve registers s until stop is called. Every instance answers: there is no
+// queue group, or a flush would reach only one of two firewalls.
+func (c *Conn) Serve(s Service) (stop func(), err error) {
+	cfg := micro.Config{
+		Name: s.Name, Version: serviceVersion, Description: s.Description, Metadata: s.Metadata,
+		QueueGroupDisabled: true,
+		ErrorHandler: func(_ micro.Service, e *micro.NATSError) {
+			c.log.Warn("service error", "service", s.Name, "subject", e.Subject, "error", e.Description)
+		},
+	}
+	if s.Stats != nil {
+		cfg.StatsHandler = func(*micro.Endpoint) any { return s.Stats() }
+	}
+	svc, err := micro.AddService(c.NC, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("service %s: %w", s.Name, err)
+	}
+	for _, e := range s.Endpoints {
+		handler := micro.HandlerFunc(func(r micro.Request) { c.answer(r, e) })
+		if err := svc.AddEndpoint(e.Name, handler, micro.WithEndpointSubject(e.Subject)); err != nil {
+			return nil, errors.Join(fmt.Errorf("service %s: endpoint %s: %w", s.Name, e.Name, err), svc.Stop())
+		}
+	}
+	return func() {
+		if err := svc.Stop(); err != nil {
+			c.log.Debug("stop service", "service", s.Name, "error", err)
+		}
+	}, nil
+}
+
+func (c *Conn) answer(r micro.Request, e Endpoint) {
+	// A reply subject is chosen by whoever asks. Answering anywhere but in an
+	// inbox would let a client publish through us where it may not itself.
+	if !strings.HasPrefix(r.Reply(), "_INBOX.") {
+		c.log.Warn("request refused: its reply subject is no inbox", "subject", r.Subject())
+		return
+	}
+	m, err := e.Handle(r.Data())
+	var data []byte
+	if err == nil {
+		data, err = events.Marshal(m)
+	}
+	var wrong *RequestError
+	switch {
+	case errors.As(err, &wrong):
+		err = r.Error("400", err.Error(), nil)
+	case err != nil:
+		err = r.Error("500", err.Error(), nil)
+	default:
+		err = r.Respond(data)
+	}
+	if err != nil {
+		c.log.Warn("cannot answer", "subject", r.Subject(), "error", err)
+	}
+}
+
+// ErrNobody is returned when nobody answers on a subject.
+var ErrNobody = errors.New("nobody answers")
+
+// Request asks and decodes the answer. What the service refused is returned as
+// its own words.
+func (c *Conn) Request(ctx context.Context, subject string, ask, answer events.Message) error {
+	data, err := events.Marshal(ask)
+	if err != nil {
+		return err
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+	}
+	m, err := c.NC.RequestWithContext(ctx, subject, data)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%s: %w", subject, ErrNobody)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: no answer in time", subject)
+	case err != nil:
+		return fmt.Errorf("%s: %w", subject, err)
+	}
+	if text := m.Header.Get(micro.ErrorHeader); text != "" {
+		err := errors.New(text)
+		if m.Header.Get(micro.ErrorCodeHeader) == "400" {
+			return &RequestError{err}
+		}
+		return err
+	}
+	return events.Unmarshal(m.Data, answer)
+}
