@@ -207,6 +207,8 @@ func prepare(ns *host.Namespace, ipv6 bool) error {
 		values["net.ipv6.conf.all.forwarding"] = "1"
 		values["net.ipv6.conf.default.addr_gen_mode"] = "1" // no link-local address, hence no router solicitations
 		values["net.ipv6.conf.default.accept_dad"] = "0"
+		// IPv4 lets a program bind to any address that has a local route, IPv6 only to those of a link, unless told so.
+		values["net.ipv6.ip_nonlocal_bind"] = "1"
 	case hasIPv6:
 		values["net.ipv6.conf.default.disable_ipv6"] = "1"
 	}
