@@ -1,0 +1,309 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Decode reads one conntrack message, netlink header included, into e, and sets
+// every field of e but Time, which only the reader knows. It allocates only to
+// report an error, which names the attribute at fault; e is undefined then. msg
+// is not kept.
+//
+// A message of type NEW is [events.New] when a packet made the flow. It is
+// [events.Existing] when it answers a dump, or when its port id is not 0: then
+// a program inserted the flow (conntrackd after a fail-over, say), and nobody
+// has just connected.
+//
+// e.Zone is the zone of the original direction, in which the original tuple is
+// looked up. A zone that holds for the reply only is not reported.
+func Decode(msg []byte, e *events.Event) error {
+	if len(msg) < headers {
+		return fmt.Errorf("decode: message of %d bytes, its headers alone are %d", len(msg), headers)
+	}
+	size := native.Uint32(msg)
+	if size < headers || uint64(size) > uint64(len(msg)) {
+		return fmt.Errorf("decode: message says it has %d bytes, there are %d", size, len(msg))
+	}
+	kind, flags, port := native.Uint16(msg[4:]), native.Uint16(msg[6:]), native.Uint32(msg[12:])
+	*e = events.Event{Time: e.Time}
+	switch kind {
+	case subsysCTNetlink<<8 | msgNew:
+		e.Type = events.Existing
+		if flags&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) != 0 && port == 0 {
+			e.Type = events.New
+		}
+	case subsysCTNetlink<<8 | msgDelete:
+		e.Type = events.Destroy
+	default:
+		return fmt.Errorf("decode: message type %#04x is no conntrack entry", kind)
+	}
+	switch msg[nlmsgHeader] {
+	case unix.AF_INET:
+	case unix.AF_INET6:
+		e.IPv6 = true
+	default:
+		return fmt.Errorf("decode: address family %d is neither IPv4 nor IPv6", msg[nlmsgHeader])
+	}
+	if err := decodeEntry(msg[headers:size], e); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	return nil
+}
+
+// What can be wrong with an attribute. Errors are wrapped with its name on the
+// way out.
+var (
+	errTruncated = errors.New("ends within an attribute")
+	errLength    = errors.New("wrong length")
+	errMissing   = errors.New("is missing")
+	errFamily    = errors.New("address of the other family")
+)
+
+func wrong(name string, err error) error { return fmt.Errorf("%s: %w", name, err) }
+
+// attributes walks a run of netlink attributes.
+type attributes struct{ rest []byte }
+
+// next cuts off the first attribute. Bytes at the end too few for a header are
+// padding.
+func (a *attributes) next() (kind uint16, value []byte, ok bool, err error) {
+	p := a.rest
+	if len(p) < nlaHeader {
+		return 0, nil, false, nil
+	}
+	size := int(native.Uint16(p))
+	if size < nlaHeader || size > len(p) {
+		return 0, nil, false, errTruncated
+	}
+	// The last attribute of a message may come without its padding.
+	a.rest = p[min(align(size), len(p)):]
+	return native.Uint16(p[2:]) & nlaTypeMask, p[nlaHeader:size], true, nil
+}
+
+func decodeEntry(p []byte, e *events.Event) error {
+	var orig, reply tuple
+	attrs := attributes{p}
+	for {
+		kind, v, ok, err := attrs.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		// Everything else (CTA_TIMEOUT, CTA_MARK, CTA_PROTOINFO, CTA_HELP,
+		// CTA_TIMESTAMP, labels, whatever comes with the next kernel) is of no
+		// use here.
+		switch kind {
+		case ctaTupleOrig:
+			if err := orig.decode(v, e.IPv6); err != nil {
+				return wrong("CTA_TUPLE_ORIG", err)
+			}
+		case ctaTupleReply:
+			if err := reply.decode(v, e.IPv6); err != nil {
+				return wrong("CTA_TUPLE_REPLY", err)
+			}
+		case ctaStatus:
+			if len(v) != 4 {
+				return wrong("CTA_STATUS", errLength)
+			}
+			// 32 bits on the wire; the kernel defines 16 (__IPS_MAX_BIT).
+			e.Status = uint16(network.Uint32(v))
+		case ctaID:
+			if len(v) != 4 {
+				return wrong("CTA_ID", errLength)
+			}
+			e.ID = network.Uint32(v)
+		case ctaZone:
+			if len(v) != 2 {
+				return wrong("CTA_ZONE", errLength)
+			}
+			e.Zone = network.Uint16(v)
+		case ctaCountersOrig:
+			if err := decodeCounters(v, &e.OrigPackets, &e.OrigBytes); err != nil {
+				return wrong("CTA_COUNTERS_ORIG", err)
+			}
+			e.HasCounters = true
+		case ctaCountersReply:
+			if err := decodeCounters(v, &e.ReplyPackets, &e.ReplyBytes); err != nil {
+				return wrong("CTA_COUNTERS_REPLY", err)
+			}
+			e.HasCounters = true
+		}
+	}
+	switch {
+	case !orig.seen:
+		return wrong("CTA_TUPLE_ORIG", errMissing)
+	case !reply.seen:
+		return wrong("CTA_TUPLE_REPLY", errMissing)
+	case reply.proto != orig.proto:
+		return wrong("CTA_TUPLE_REPLY", fmt.Errorf("protocol %d, the original has %d", reply.proto, orig.proto))
+	}
+	e.Orig, e.Reply, e.Proto = orig.Tuple, reply.Tuple, orig.proto
+	if orig.zone != 0 { // given here instead of CTA_ZONE when it holds for one direction only
+		e.Zone = orig.zone
+	}
+	e.NAT = e.Reply != e.Orig.Mirror(e.Proto, e.IPv6)
+	return nil
+}
+
+// tuple is one direction with what the wire puts beside the addresses.
+type tuple struct {
+	events.Tuple
+	zone  uint16
+	proto uint8
+	seen  bool
+}
+
+// decode reads a CTA_TUPLE_ORIG or _REPLY. It takes addresses and protocol in
+// whatever order they come, but both must be there.
+func (t *tuple) decode(p []byte, ipv6 bool) error {
+	*t = tuple{seen: true}
+	hasIP, hasProto := false, false
+	attrs := attributes{p}
+	for {
+		kind, v, ok, err := attrs.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		switch kind {
+		case ctaTupleIP:
+			if err := t.decodeIP(v, ipv6); err != nil {
+				return wrong("CTA_TUPLE_IP", err)
+			}
+			hasIP = true
+		case ctaTupleProto:
+			if err := t.decodeProto(v); err != nil {
+				return wrong("CTA_TUPLE_PROTO", err)
+			}
+			hasProto = true
+		case ctaTupleZone:
+			if len(v) != 2 {
+				return wrong("CTA_TUPLE_ZONE", errLength)
+			}
+			t.zone = network.Uint16(v)
+		}
+	}
+	switch {
+	case !hasIP:
+		return wrong("CTA_TUPLE_IP", errMissing)
+	case !hasProto:
+		return wrong("CTA_TUPLE_PROTO", errMissing)
+	}
+	return nil
+}
+
+func (t *tuple) decodeIP(p []byte, ipv6 bool) error {
+	hasSrc, hasDst := false, false
+	attrs := attributes{p}
+	for {
+		kind, v, ok, err := attrs.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		var a *events.Addr
+		switch kind {
+		case ctaIPv4Src, ctaIPv6Src:
+			a, hasSrc = &t.Src, true
+		case ctaIPv4Dst, ctaIPv6Dst:
+			a, hasDst = &t.Dst, true
+		default:
+			continue
+		}
+		switch v6 := kind >= ctaIPv6Src; {
+		case v6 != ipv6:
+			return errFamily
+		case !v6 && len(v) == 4:
+			*a = events.Addr{Lo: uint64(network.Uint32(v))}
+		case v6 && len(v) == 16:
+			*a = events.Addr{Hi: network.Uint64(v), Lo: network.Uint64(v[8:])}
+		default:
+			return errLength
+		}
+	}
+	if !hasSrc || !hasDst {
+		return errMissing
+	}
+	return nil
+}
+
+// protoLength is the length of each attribute of CTA_TUPLE_PROTO, by type.
+var protoLength = [...]int{
+	ctaProtoNum:     1,
+	ctaProtoSrcPort: 2, ctaProtoDstPort: 2,
+	ctaProtoICMPID: 2, ctaProtoICMPType: 1, ctaProtoICMPCode: 1,
+	ctaProtoICMPv6ID: 2, ctaProtoICMPv6Type: 1, ctaProtoICMPv6Code: 1,
+}
+
+// decodeProto reads protocol and ports. TCP, UDP, UDPLITE, SCTP and DCCP have
+// ports; GRE has its two keys under the same attributes; ICMP has id, type and
+// code; anything else has the protocol number alone.
+func (t *tuple) decodeProto(p []byte) error {
+	hasNum := false
+	attrs := attributes{p}
+	for {
+		kind, v, ok, err := attrs.next()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		if kind == 0 || int(kind) >= len(protoLength) {
+			continue
+		}
+		if len(v) != protoLength[kind] {
+			return errLength
+		}
+		switch kind {
+		case ctaProtoNum:
+			t.proto, hasNum = v[0], true
+		case ctaProtoSrcPort, ctaProtoICMPID, ctaProtoICMPv6ID:
+			t.SrcPort = network.Uint16(v)
+		case ctaProtoDstPort:
+			t.DstPort = network.Uint16(v)
+		case ctaProtoICMPType, ctaProtoICMPv6Type:
+			t.DstPort = t.DstPort&0x00ff | uint16(v[0])<<8
+		case ctaProtoICMPCode, ctaProtoICMPv6Code:
+			t.DstPort = t.DstPort&0xff00 | uint16(v[0])
+		}
+	}
+	if !hasNum {
+		return errMissing
+	}
+	return nil
+}
+
+func decodeCounters(p []byte, packets, bytes *uint64) error {
+	attrs := attributes{p}
+	for {
+		kind, v, ok, err := attrs.next()
+		if err != nil || !ok {
+			return err
+		}
+		var c *uint64
+		switch kind {
+		case ctaCountersPackets:
+			c = packets
+		case ctaCountersBytes:
+			c = bytes
+		default:
+			continue
+		}
+		if len(v) != 8 {
+			return errLength
+		}
+		*c = network.Uint64(v)
+	}
+}

@@ -1,0 +1,242 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	// DefaultBuffer holds 104,857 events: half a second of the fastest that
+	// one core can open flows.
+	DefaultBuffer = 64 << 20
+
+	// eventCost is what one event occupies in the socket's buffer: the kernel
+	// accounts for the whole buffer that it allocates (skb->truesize), not for
+	// the 200 bytes or so of the message. Measured on Linux 6.18.
+	eventCost = 1280
+
+	// vector is how many events one system call fetches at most. eventSlot is
+	// far above the largest event; a multiple of cache lines, and an odd one,
+	// so that the heads of successive messages do not compete for one cache set.
+	vector    = 256
+	eventSlot = 33 * 64
+
+	// maxRounds bounds one Receive, so that its caller gets to publish while a
+	// flood goes on.
+	maxRounds = 16
+
+	// While events flow the reader naps instead of waiting. It wakes before a
+	// quarter of the buffer can have filled at peakRate events per second,
+	// more than one core has been seen to produce (flushes included), and
+	// after maxNap at the latest, which bounds how stale an event is.
+	maxNap   = 3 * time.Millisecond
+	minNap   = 50 * time.Microsecond
+	peakRate = 300_000
+)
+
+// ReaderConfig says where to listen.
+type ReaderConfig struct {
+	Namespace   *host.Namespace // nil: the process's own
+	BufferBytes int             // wanted receive buffer; 0 means DefaultBuffer
+}
+
+// Reader receives NEW and DESTROY events from a netlink socket of its own.
+// Receive is for one goroutine; the other methods are for any.
+type Reader struct {
+	sock    *socket
+	box     *mailbox
+	event   events.Event // reused for every event
+	busy    bool         // the last look found events: nap before the next
+	nap     time.Duration
+	wanted  int
+	granted int
+
+	undecodable atomic.Uint64
+
+	dropsMu   sync.Mutex
+	drops     uint64 // widened
+	dropsSeen uint32 // as the kernel last said
+}
+
+// NewReader joins the events of a namespace. From its return on every event is
+// either received or counted by Drops.
+func NewReader(cfg ReaderConfig) (*Reader, error) {
+	wanted := cfg.BufferBytes
+	if wanted == 0 {
+		wanted = DefaultBuffer
+	}
+	if wanted < 0 || wanted > math.MaxInt32/2 { // the kernel keeps twice the value in an int
+		return nil, fmt.Errorf("open event reader: buffer of %d bytes: want 1 to %d", wanted, math.MaxInt32/2)
+	}
+	const groups = 1<<(groupNew-1) | 1<<(groupDestroy-1)
+	sock, err := openSocket(cfg.Namespace, groups, func(fd int) error {
+		if err := forceBuffer(fd, wanted); err != nil {
+			return err
+		}
+		// Without this an overrun makes recvmmsg fail and shuts the socket
+		// until its queue is empty, which loses more than what did not fit.
+		// Losses are counted all the same (SO_MEMINFO).
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
+			return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open event reader: %w", err)
+	}
+	r := &Reader{sock: sock, box: newMailbox(vector, eventSlot), wanted: wanted}
+	m, err := sock.meminfo()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open event reader: %w", err), sock.close())
+	}
+	r.granted = int(m.ReceiveMax) / 2
+	r.nap = napFor(int(m.ReceiveMax))
+	return r, nil
+}
+
+// napFor is how long the reader may look away from a buffer of so many bytes.
+func napFor(limit int) time.Duration {
+	quarter := time.Duration(limit/eventCost/4) * time.Second / peakRate
+	return min(max(quarter, minNap), maxNap)
+}
+
+// Receive calls fn for every event that has arrived, in order, and returns how
+// many there were. The event is reused: fn copies what it keeps. When none is
+// there Receive waits for the first, up to wait, and returns 0 after that.
+//
+// While events flow, Receive naps up to a few milliseconds before it looks
+// (see the package comment); the first event after a pause is delivered at
+// once. After Close it returns ErrClosed.
+func (r *Reader) Receive(wait time.Duration, fn func(*events.Event)) (int, error) {
+	if err := r.sock.acquire(); err != nil {
+		return 0, err
+	}
+	defer r.sock.release()
+	if r.busy {
+		nap := min(r.nap, wait)
+		if err := r.sock.nap(nap); err != nil {
+			return 0, r.waitError(err)
+		}
+		wait -= nap
+	}
+	n, err := r.drain(fn)
+	if n > 0 || err != nil {
+		r.busy = n > 0
+		return n, err
+	}
+	r.busy = false
+	if err := r.sock.wait(wait); err != nil {
+		return 0, r.waitError(err)
+	}
+	n, err = r.drain(fn)
+	r.busy = n > 0
+	return n, err
+}
+
+func (r *Reader) waitError(err error) error {
+	if err == ErrClosed {
+		return err
+	}
+	return fmt.Errorf("wait for events: %w", err)
+}
+
+// drain delivers what has arrived. A recvmmsg that is not filled has emptied
+// the socket, near enough: what came since waits for the next call.
+func (r *Reader) drain(fn func(*events.Event)) (delivered int, err error) {
+	for range maxRounds {
+		n, err := r.box.receive(r.sock, unix.MSG_DONTWAIT)
+		if err != nil {
+			return delivered, fmt.Errorf("receive events: %w", err)
+		}
+		if n == 0 {
+			break
+		}
+		r.event.Time = Monotonic()
+		for i := range n {
+			delivered += r.deliver(i, fn)
+		}
+		if n < vector {
+			break
+		}
+	}
+	return delivered, nil
+}
+
+// deliver decodes the i-th datagram of the mailbox. The kernel puts one event
+// into each, but nothing promises that.
+func (r *Reader) deliver(i int, fn func(*events.Event)) (delivered int) {
+	rest, err := r.box.datagram(i)
+	if err != nil {
+		r.undecodable.Add(1)
+		return 0
+	}
+	for rest != nil {
+		var msg []byte
+		if msg, rest, err = cut(rest); err != nil {
+			r.undecodable.Add(1)
+			break
+		}
+		if err := Decode(msg, &r.event); err != nil {
+			r.undecodable.Add(1)
+			continue
+		}
+		fn(&r.event)
+		delivered++
+	}
+	return delivered
+}
+
+// Drops is the exact number of events that the kernel could not queue since
+// the Reader was opened.
+func (r *Reader) Drops() (uint64, error) {
+	if err := r.sock.acquire(); err != nil {
+		return 0, err
+	}
+	defer r.sock.release()
+	r.dropsMu.Lock()
+	defer r.dropsMu.Unlock()
+	m, err := r.sock.meminfo()
+	if err != nil {
+		return 0, fmt.Errorf("read event drops: %w", err)
+	}
+	// The kernel counts in 32 bits; whoever asks at least once per 2³² drops
+	// sees every wrap.
+	r.drops += uint64(m.Drops - r.dropsSeen)
+	r.dropsSeen = m.Drops
+	return r.drops, nil
+}
+
+// Pressure is how many bytes of the socket's buffer are in use now, and how
+// many there are. Each waiting event occupies 1280.
+func (r *Reader) Pressure() (used, limit int, err error) {
+	if err := r.sock.acquire(); err != nil {
+		return 0, 0, err
+	}
+	defer r.sock.release()
+	m, err := r.sock.meminfo()
+	if err != nil {
+		return 0, 0, fmt.Errorf("read event buffer: %w", err)
+	}
+	return int(m.Queued), int(m.ReceiveMax), nil
+}
+
+// Buffer is the receive buffer in bytes as granted and as wanted, both in the
+// terms of SO_RCVBUF; the kernel uses twice that. Where less was granted,
+// net.core.rmem_max is the limit.
+func (r *Reader) Buffer() (granted, wanted int) { return r.granted, r.wanted }
+
+// Undecodable counts messages that could not be read: each is an event lost to
+// the caller.
+func (r *Reader) Undecodable() uint64 { return r.undecodable.Load() }
+
+// Close ends a Receive that waits, and every later call.
+func (r *Reader) Close() error { return r.sock.close() }
