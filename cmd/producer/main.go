@@ -1,0 +1,55 @@
+// Command producer is the agent on a firewall: it streams the beginning and end
+// of each flow in the kernel's connection table to NATS.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/producer"
+)
+
+type flags struct {
+	producer.Options
+	bus.Flags
+	Daemon daemon.Flags `embed:""`
+}
+
+func main() {
+	var f flags
+	daemon.Parse("producer", "Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing unless --allow-flush is given and a command asks for it.", &f)
+	if f.Daemon.Check {
+		if err := producer.Check(os.Stdout, f.Options); err != nil {
+			fmt.Fprintln(os.Stderr, "producer:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	log := f.Daemon.Logger(os.Stderr)
+	os.Exit(daemon.Run(log, func(ctx context.Context) error {
+		listener, err := daemon.Listen(f.Daemon.MetricsListen)
+		if err != nil {
+			return err
+		}
+		reg := prometheus.NewRegistry()
+		p, err := producer.New(f.Options, producer.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg})
+		if err != nil {
+			return err
+		}
+		if listener != nil {
+			log.Info("metrics", "url", "http://"+listener.Addr().String()+"/metrics")
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error {
+			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: p.Ready}), log)
+		})
+		g.Go(func() error { return p.Run(ctx) })
+		return g.Wait()
+	}))
+}

@@ -1,0 +1,104 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// batchEvents closes a batch before its linger is over.
+const batchEvents = 512
+
+// idleWait is how long to wait for the kernel when no batch is open; it bounds
+// how late a stop is noticed.
+const idleWait = 100 * time.Millisecond
+
+// capture moves events from the kernel into the ring until ctx ends.
+func (p *Producer) capture(ctx context.Context) error {
+	var (
+		w        events.BatchWriter
+		header   = events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}
+		deadline int64 // when the open batch must go, monotonic ns
+		failed   error
+	)
+	flush := func() {
+		if w.Len() == 0 {
+			return
+		}
+		n := w.Len()
+		data, err := w.Encode(&header)
+		if err != nil {
+			failed = err
+			return
+		}
+		if dropped := p.ring.Put(data, n); dropped > 0 {
+			p.account.LostRing.Add(uint64(dropped))
+			p.requestResync("the ring was full")
+		}
+	}
+	add := func(e *events.Event) {
+		p.mu.Lock()
+		p.live.Apply(e)
+		epoch := p.epoch
+		p.mu.Unlock()
+		if epoch != header.Epoch {
+			flush() // a batch belongs to one epoch
+			header.Epoch = epoch
+		}
+		if w.Len() == 0 {
+			deadline = e.Time + p.linger.Load()
+		}
+		if err := w.Append(e); errors.Is(err, events.ErrBatchFull) {
+			flush()
+			deadline = e.Time + p.linger.Load()
+			err = w.Append(e)
+			failed = errors.Join(failed, err)
+		}
+		if w.Len() >= batchEvents {
+			flush()
+		}
+	}
+	for ctx.Err() == nil {
+		wait := idleWait
+		if w.Len() > 0 {
+			wait = time.Duration(max(deadline-conntrack.Monotonic(), 0))
+		}
+		n, err := p.reader.Receive(wait, add)
+		p.account.Read.Add(uint64(n))
+		if err != nil && !errors.Is(err, conntrack.ErrClosed) {
+			failed = errors.Join(failed, err)
+		}
+		if failed != nil {
+			return failed
+		}
+		p.countDrops()
+		if w.Len() > 0 && conntrack.Monotonic() >= deadline {
+			flush()
+		}
+	}
+	// What the kernel has queued by now is still ours.
+	if n, err := p.reader.Receive(0, add); err == nil {
+		p.account.Read.Add(uint64(n))
+	}
+	p.countDrops()
+	flush()
+	return failed
+}
+
+// countDrops takes over what the kernel dropped and what could not be read.
+func (p *Producer) countDrops() {
+	drops, err := p.reader.Drops()
+	if err != nil {
+		p.log.Warn("cannot read the socket's drop count", "error", err)
+		return
+	}
+	grew := p.account.LostSocket.Swap(drops) != drops
+	bad := p.reader.Undecodable()
+	grew = p.account.Undecodable.Swap(bad) != bad || grew
+	if grew {
+		p.requestResync("events were lost")
+	}
+}

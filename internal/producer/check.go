@@ -1,0 +1,95 @@
+package producer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/host"
+)
+
+// preflight logs what an operator should know about this host and keeps it for
+// the health messages.
+func (p *Producer) preflight() {
+	granted, wanted := p.reader.Buffer()
+	var list []string
+	for _, f := range host.Preflight(gather(p.opt, p.ns, granted, wanted)) {
+		p.log.Warn(f.What, "remedy", f.Remedy)
+		list = append(list, f.String())
+	}
+	p.problems.Store(&list)
+}
+
+// gather reads the facts that the preflight judges.
+func gather(opt Options, ns *host.Namespace, granted, wanted int) host.Facts {
+	f := host.Facts{NetAdmin: host.NetAdmin(), BufferGranted: granted, BufferWanted: wanted, AllowFlush: opt.AllowFlush, Unsigned: opt.Trust == "none"}
+	conn, err := conntrack.Dial(ns)
+	if err == nil {
+		_, err = conn.State()
+		conn.Close()
+	}
+	f.TableError = err
+	if s, err := conntrack.ReadSysctls(ns); err == nil {
+		f.Events, f.Acct, f.TCPLoose = s.Events, s.Acct, s.TCPLoose
+	}
+	if on, err := conntrack.Enabled(ns); err == nil {
+		f.Tracking = &on
+	}
+	return f
+}
+
+// explain adds the remedy to an error that keeps a producer from starting.
+func explain(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: CAP_NET_ADMIN is needed (run as root, or give it with AmbientCapabilities= or setcap cap_net_admin+ep)", err)
+	}
+	return err
+}
+
+// ErrCheck is returned by Check when something fatal was found.
+var ErrCheck = errors.New("the preflight found something that keeps the producer from working")
+
+// Check prints what would be used and what is missing on this host.
+func Check(w io.Writer, opt Options) error {
+	if err := opt.Validate(); err != nil {
+		return err
+	}
+	var ns *host.Namespace
+	if opt.NetNS != "" {
+		var err error
+		if ns, err = host.OpenNamespace(opt.NetNS); err != nil {
+			return fmt.Errorf("--netns: %w", err)
+		}
+		defer ns.Close()
+	}
+	granted, wanted := 0, opt.BufferBytes
+	r, err := conntrack.NewReader(conntrack.ReaderConfig{Namespace: ns, BufferBytes: opt.BufferBytes})
+	if err == nil {
+		granted, wanted = r.Buffer()
+		r.Close()
+	}
+	facts := gather(opt, ns, granted, wanted)
+	if facts.TableError == nil {
+		facts.TableError = err
+	}
+	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trust %s\n",
+		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, opt.Trust)
+	if id, err := host.Identify(ns); err == nil {
+		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers)
+	}
+	fatal := false
+	for _, f := range host.Preflight(facts) {
+		mark := "note "
+		if f.Fatal {
+			mark, fatal = "FATAL", true
+		}
+		fmt.Fprintf(w, "%s  %s\n       %s\n", mark, f.What, f.Remedy)
+	}
+	if fatal {
+		return ErrCheck
+	}
+	fmt.Fprintln(w, "ok")
+	return nil
+}

@@ -1,0 +1,133 @@
+package producer
+
+import (
+	"context"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const healthInterval = time.Second
+
+// protectEvery is how many health intervals pass before the host's addresses
+// are listed again.
+const protectEvery = 10
+
+// healthLoop publishes the state every second and watches for drift.
+func (p *Producer) healthLoop(ctx context.Context) error {
+	tick := time.NewTicker(healthInterval)
+	defer tick.Stop()
+	var drift driftWatch
+	for n := 0; ; n++ {
+		h := p.sendHealth(false)
+		if drift.judge(h, time.Now()) {
+			p.requestResync("the kernel holds fewer flows than were counted")
+		}
+		if n%protectEvery == protectEvery-1 {
+			p.protect()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (p *Producer) sendHealth(stopping bool) *events.Health {
+	h := p.health(stopping)
+	if p.conn.Connected() == nil {
+		if err := p.conn.Send(events.HealthSubject(p.opt.Name), h); err != nil {
+			p.log.Warn("cannot publish health", "error", err)
+		}
+	}
+	return h
+}
+
+func (p *Producer) health(stopping bool) *events.Health {
+	h := &events.Health{
+		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot.String(), Labels: p.opt.Label,
+		Version: daemon.ProgramVersion(), Config: p.opt.digest(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
+		Stopping: stopping, AllowFlush: p.opt.AllowFlush, Stream: p.stream(),
+	}
+	if list := p.problems.Load(); list != nil {
+		h.Problems = *list
+	}
+	if s, err := conntrack.ReadSysctls(p.ns); err == nil {
+		p.sysctls.Store(&s)
+		h.TCPLoose = s.TCPLoose != nil && *s.TCPLoose != 0
+		h.Stream.Unannounced = s.Events != nil && *s.Events == 2
+	}
+	conn, err := conntrack.Dial(p.ns)
+	if err != nil {
+		p.log.Warn("cannot read the table's state", "error", err)
+		return h
+	}
+	defer conn.Close()
+	st, err := conn.State()
+	if err != nil {
+		p.log.Warn("cannot read the table's state", "error", err)
+		return h
+	}
+	h.Table = events.TableHealth{Count: st.Count, Limit: st.Limit, Buckets: st.Buckets}
+	if p.opt.TableLimit > 0 {
+		h.Table.Limit = p.opt.TableLimit
+	}
+	if h.Table.Limit > 0 {
+		h.Table.Percent = 100 * float64(h.Table.Count) / float64(h.Table.Limit)
+	}
+	h.Kernel = events.KernelHealth{
+		Drop: st.Stats.Drop, EarlyDrop: st.Stats.EarlyDrop, InsertFailed: st.Stats.InsertFailed, Invalid: st.Stats.Invalid,
+		SearchRestart: st.Stats.SearchRestart, ClashResolve: st.Stats.ClashResolve, ChainTooLong: st.Stats.ChainTooLong,
+	}
+	return h
+}
+
+// stream accounts for every event so far.
+func (p *Producer) stream() events.StreamHealth {
+	a := &p.account
+	ring, limit, oldest := p.ring.Usage()
+	granted, _ := p.reader.Buffer()
+	used, _, err := p.reader.Pressure()
+	if err != nil {
+		used = 0 // closed
+	}
+	p.mu.Lock()
+	epoch, held := p.epoch, p.live.Len()
+	p.mu.Unlock()
+	return events.StreamHealth{
+		Events: a.Read.Load(), Published: a.Published.Load(),
+		LostSocket: a.LostSocket.Load(), LostRing: a.LostRing.Load(), LostBus: a.LostBus.Load(), Undecodable: a.Undecodable.Load(),
+		RingBytes: uint64(ring), RingLimit: uint64(limit), LagMS: uint64(oldest.Milliseconds()),
+		Buffer: uint64(granted), BufferUsed: uint64(used), LingerMS: uint64(time.Duration(p.linger.Load()).Milliseconds()),
+		Epoch: epoch, Live: uint64(held), Resyncing: p.resync.running.Load(), Resyncs: p.resync.done.Load(),
+	}
+}
+
+// driftWatch notices that the kernel holds fewer flows than we do: some ended
+// without an event. The opposite is no drift, since the kernel's count includes
+// expired entries.
+type driftWatch struct {
+	over int       // consecutive seconds
+	last time.Time // of the last dump that it caused
+}
+
+// driftSeconds is how long the difference must last: events are on their way
+// while the count is read.
+const driftSeconds = 3
+
+func (d *driftWatch) judge(h *events.Health, now time.Time) bool {
+	slack := max(100, h.Table.Count/100)
+	if h.Stream.Resyncing || h.Stream.Resyncs == 0 || h.Stream.Live <= h.Table.Count+slack {
+		d.over = 0
+		return false
+	}
+	d.over++
+	if d.over < driftSeconds || now.Sub(d.last) < driftPause {
+		return false
+	}
+	d.over, d.last = 0, now
+	return true
+}

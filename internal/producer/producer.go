@@ -1,0 +1,276 @@
+package producer
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/guard"
+	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/internal/live"
+	"github.com/ctfleet/ctfleet/internal/spool"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Options are what an operator sets; the flags of cmd/producer.
+type Options struct {
+	Name        string            `placeholder:"NAME" help:"This firewall's name, unique in the fleet: a-z 0-9 - _ (default: the host name, dots to dashes)."`
+	Realm       string            `default:"default" help:"Where an address names one host. Sixty branches that all use 192.168.1.0/24 are sixty realms (${default})."`
+	Label       map[string]string `placeholder:"K=V" help:"Metadata shown with this firewall, such as site=lis1; may be repeated."`
+	NetNS       string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
+	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
+	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
+	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; the aggregator may ask for more (${default})."`
+	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away, about 26 bytes per event (${default})."`
+	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
+	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
+	Trust       string            `enum:"none" default:"none" help:"Whose commands to accept. This version knows only none: whoever may publish commands on the bus, unsigned."`
+}
+
+// Validate reports the first option that is wrong and fills in the name.
+func (o *Options) Validate() error {
+	if o.Name == "" {
+		o.Name = host.Name()
+	}
+	if err := events.CheckFirewall(o.Name); err != nil {
+		return fmt.Errorf("--name: %w", err)
+	}
+	if err := events.CheckName(o.Realm); err != nil {
+		return fmt.Errorf("--realm: %w", err)
+	}
+	if o.Linger < time.Millisecond || o.Linger > events.MaxLingerMS*time.Millisecond {
+		return fmt.Errorf("--linger: %s is not within 1ms to %dms", o.Linger, events.MaxLingerMS)
+	}
+	if o.RingBytes < 1<<20 {
+		return fmt.Errorf("--ring-bytes: %d is less than 1 MiB", o.RingBytes)
+	}
+	if o.BufferBytes < 64<<10 {
+		return fmt.Errorf("--buffer-bytes: %d is less than 64 KiB", o.BufferBytes)
+	}
+	for _, p := range o.Protect {
+		if p != p.Masked() {
+			return fmt.Errorf("--protect: %s has bits beyond its length, %s is meant?", p, p.Masked())
+		}
+	}
+	return nil
+}
+
+// digest identifies a configuration, so that a fleet can be checked for
+// firewalls that run with another one.
+func (o *Options) digest() string {
+	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.Trust))
+	return hex.EncodeToString(h[:6])
+}
+
+// Dependencies are what a producer is given by whoever runs it.
+type Dependencies struct {
+	Bus       bus.Config      // Role, Name and OnChange are filled in
+	Namespace *host.Namespace // nil: the process's own, or Options.NetNS
+	Log       *slog.Logger
+	Registry  *prometheus.Registry // may be nil
+}
+
+// Producer watches one connection table.
+type Producer struct {
+	opt  Options
+	deps Dependencies
+	log  *slog.Logger
+	ns   *host.Namespace
+	boot events.Boot
+
+	conn   *bus.Conn
+	reader *conntrack.Reader
+	guard  *guard.Guard
+
+	account  spool.Account
+	ring     *spool.Ring // live batches
+	snapRing *spool.Ring // snapshot batches
+	linger   atomic.Int64
+	started  time.Time
+
+	// The live set is shared by capture and resync.
+	mu    sync.Mutex
+	live  *live.Table
+	epoch uint32
+
+	resync   resyncer
+	flushing sync.Mutex // one flush at a time
+	metrics  metrics
+	ready    atomic.Bool
+	sysctls  atomic.Pointer[conntrack.Sysctls]
+	problems atomic.Pointer[[]string]
+}
+
+// snapshotRingBytes bounds what a dump may be ahead of the bus.
+const snapshotRingBytes = 8 << 20
+
+// New opens the kernel's socket and starts to connect to the bus. It returns an
+// error in plain words when the table cannot be watched; an unreachable bus is
+// none.
+func New(opt Options, deps Dependencies) (*Producer, error) {
+	if err := opt.Validate(); err != nil {
+		return nil, err
+	}
+	p := &Producer{opt: opt, deps: deps, log: deps.Log.With("firewall", opt.Name), ns: deps.Namespace, started: time.Now(), live: live.New(), epoch: 1}
+	if _, err := rand.Read(p.boot[:]); err != nil {
+		return nil, fmt.Errorf("make a boot id: %w", err)
+	}
+	p.linger.Store(int64(opt.Linger))
+	p.ring, p.snapRing = spool.NewRing(opt.RingBytes), spool.NewRing(snapshotRingBytes)
+	p.resync.init()
+	if opt.NetNS != "" {
+		ns, err := host.OpenNamespace(opt.NetNS)
+		if err != nil {
+			return nil, fmt.Errorf("--netns: %w", err)
+		}
+		p.ns = ns
+	}
+	reader, err := conntrack.NewReader(conntrack.ReaderConfig{Namespace: p.ns, BufferBytes: opt.BufferBytes})
+	if err != nil {
+		return nil, fmt.Errorf("watch the connection table: %w", explain(err))
+	}
+	p.reader = reader
+	p.preflight()
+	p.guard = guard.New(guard.Config{Firewall: opt.Name, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect})
+
+	cfg := deps.Bus
+	cfg.Role, cfg.Name, cfg.Patient, cfg.Log = "producer", opt.Name, true, p.log
+	if p.conn, err = bus.Connect(cfg); err != nil {
+		reader.Close()
+		return nil, err
+	}
+	p.protect()
+	p.metrics.register(deps.Registry, p)
+	return p, nil
+}
+
+// Boot identifies this run.
+func (p *Producer) Boot() events.Boot { return p.boot }
+
+// Ready returns nil when batches reach the bus, or why not.
+func (p *Producer) Ready() error {
+	if err := p.conn.Connected(); err != nil {
+		return err
+	}
+	if !p.ready.Load() {
+		return errors.New("the first snapshot is not complete yet")
+	}
+	return nil
+}
+
+// drainTime is how long a clean stop waits for the bus to acknowledge.
+const drainTime = 2 * time.Second
+
+// Run watches until ctx ends, then sends what is left and says good-bye.
+func (p *Producer) Run(ctx context.Context) error {
+	defer p.close()
+	p.log.Info("watching the connection table", "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush)
+
+	events1, err := p.pump(p.ring, events.EventsSubject(p.opt.Name), true)
+	if err != nil {
+		return err
+	}
+	snapshots, err := p.pump(p.snapRing, events.SnapshotsSubject(p.opt.Name), false)
+	if err != nil {
+		return err
+	}
+	pumping, stopPumps := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPumps()
+	var pumps errgroup.Group
+	pumps.Go(func() error { return events1.Run(pumping) })
+	pumps.Go(func() error { return snapshots.Run(pumping) })
+
+	stopPace, err := p.conn.Subscribe(events.SubjectPace, p.setPace)
+	if err != nil {
+		return err
+	}
+	defer stopPace()
+	stopService, err := p.serve()
+	if err != nil {
+		return err
+	}
+	defer stopService()
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.capture(ctx) })
+	g.Go(func() error { return p.resyncLoop(ctx) })
+	g.Go(func() error { return p.healthLoop(ctx) })
+	p.requestResync("start")
+	err = g.Wait()
+
+	// The events were read, so they are ours to deliver.
+	deadline := time.Now().Add(drainTime)
+	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
+		time.Sleep(5 * time.Millisecond)
+	}
+	p.sendHealth(true)
+	stopPumps()
+	return errors.Join(err, pumps.Wait())
+}
+
+func (p *Producer) close() {
+	p.reader.Close()
+	p.conn.Close()
+	if p.opt.NetNS != "" {
+		p.ns.Close()
+	}
+	p.metrics.unregister(p.deps.Registry)
+}
+
+func (p *Producer) pump(ring *spool.Ring, subject string, counted bool) (*spool.Pump, error) {
+	pub, err := p.conn.NewPublisher(subject)
+	if err != nil {
+		return nil, err
+	}
+	return &spool.Pump{
+		Ring: ring, Account: &p.account, Bus: pub, Counted: counted,
+		Firewall: p.opt.Name, Boot: p.boot, Now: conntrack.Monotonic, Log: p.log,
+		Refused: func() { p.requestResync("a batch was refused") },
+	}, nil
+}
+
+// setPace follows the aggregator's request to linger, never below our own.
+func (p *Producer) setPace(_ string, data []byte) {
+	var pace events.Pace
+	if err := events.Unmarshal(data, &pace); err != nil {
+		p.metrics.refused.WithLabelValues("pace").Inc()
+		p.log.Warn("refused a message", "subject", events.SubjectPace, "error", err)
+		return
+	}
+	p.linger.Store(int64(max(p.opt.Linger, time.Duration(pace.LingerMS)*time.Millisecond)))
+}
+
+// protect tells the guard what this host cannot live without, as of now.
+func (p *Producer) protect() {
+	id, err := host.Identify(p.ns)
+	if err != nil {
+		// The guard keeps what it knew; a firewall whose addresses cannot be
+		// listed at all still protects loopback and --protect.
+		p.log.Warn("cannot list what to protect", "error", err)
+		return
+	}
+	entries := allowlist.Addresses("own address", id.Addresses...)
+	entries = append(entries, allowlist.Addresses("gateway", id.Gateways...)...)
+	entries = append(entries, allowlist.Addresses("resolver", id.Resolvers...)...)
+	if addr, err := netip.ParseAddrPort(p.conn.NC.ConnectedAddr()); err == nil {
+		entries = append(entries, allowlist.Addresses("NATS server", addr.Addr())...)
+	} else if h, _, err := net.SplitHostPort(p.conn.NC.ConnectedAddr()); err == nil && h != "" {
+		p.log.Debug("NATS server without an address", "host", h)
+	}
+	p.guard.Protect(entries)
+}

@@ -1,0 +1,189 @@
+package producer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	// settle lets a burst of losses end before the dump that mends it.
+	settle = 200 * time.Millisecond
+	// resyncPause is the least time between two dumps.
+	resyncPause = 2 * time.Second
+	// driftPause is the least time between two dumps for drift alone.
+	driftPause = 5 * time.Minute
+	// snapshotStall is how long a dump waits for a bus that takes nothing.
+	snapshotStall = 10 * time.Second
+)
+
+// resyncer collects the wishes for a dump.
+type resyncer struct {
+	mu      sync.Mutex
+	reason  string
+	wake    chan struct{}
+	running atomic.Bool
+	done    atomic.Uint64
+}
+
+func (r *resyncer) init() { r.wake = make(chan struct{}, 1) }
+
+// requestResync asks for a dump; requests that come before it begins are one.
+func (p *Producer) requestResync(reason string) {
+	r := &p.resync
+	r.mu.Lock()
+	if r.reason == "" {
+		r.reason = reason
+	}
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Producer) resyncLoop(ctx context.Context) error {
+	r := &p.resync
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		}
+		r.mu.Lock()
+		reason := r.reason
+		r.mu.Unlock()
+		if reason != "start" && !sleep(ctx, settle) {
+			return nil
+		}
+		if p.conn.WaitConnected(ctx) != nil {
+			return nil
+		}
+		r.mu.Lock()
+		reason, r.reason = r.reason, ""
+		r.mu.Unlock()
+		if reason == "" {
+			continue
+		}
+		start := time.Now()
+		rows, err := p.snapshot(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			p.log.Warn("the resync failed, trying again", "reason", reason, "error", err)
+			p.requestResync(reason)
+		default:
+			p.log.Info("resynced", "reason", reason, "flows", rows, "took", time.Since(start).Round(time.Millisecond))
+			r.done.Add(1)
+			p.ready.Store(true)
+		}
+		if !sleep(ctx, resyncPause) {
+			return nil
+		}
+	}
+}
+
+// snapshot begins an epoch, dumps the table and sends each flow that no event
+// has announced in it. It returns the number of flows sent.
+func (p *Producer) snapshot(ctx context.Context) (rows int, err error) {
+	p.resync.running.Store(true)
+	defer p.resync.running.Store(false)
+	conn, err := conntrack.Dial(p.ns)
+	if err != nil {
+		return 0, fmt.Errorf("dump: %w", err)
+	}
+	defer conn.Close()
+
+	p.mu.Lock()
+	p.epoch++
+	epoch := p.epoch
+	p.live.Begin()
+	p.mu.Unlock()
+
+	s := &snapshotWriter{p: p, header: events.Header{
+		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: epoch, Phase: events.SnapshotPart | events.SnapshotBegin,
+	}}
+	err = conn.Dump(ctx, func(e *events.Event) error {
+		p.mu.Lock()
+		announce := p.live.Existing(e)
+		p.mu.Unlock()
+		if !announce {
+			return nil
+		}
+		rows++
+		return s.add(ctx, e)
+	})
+	if err != nil {
+		// Tell consumers not to wait for the rest; if even that cannot be sent,
+		// the next epoch says so.
+		s.header.Phase |= events.SnapshotAbort
+		return rows, errors.Join(fmt.Errorf("dump: %w", err), s.send(ctx))
+	}
+	p.mu.Lock()
+	p.live.End()
+	p.mu.Unlock()
+	s.header.Phase |= events.SnapshotEnd
+	return rows, s.send(ctx)
+}
+
+// snapshotWriter batches a dump into the snapshot ring and waits for room
+// there: a dump can wait, unlike events.
+type snapshotWriter struct {
+	p      *Producer
+	w      events.BatchWriter
+	header events.Header
+}
+
+func (s *snapshotWriter) add(ctx context.Context, e *events.Event) error {
+	err := s.w.Append(e)
+	if errors.Is(err, events.ErrBatchFull) {
+		if err = s.send(ctx); err == nil {
+			err = s.w.Append(e)
+		}
+	}
+	if err == nil && s.w.Len() >= batchEvents {
+		err = s.send(ctx)
+	}
+	return err
+}
+
+func (s *snapshotWriter) send(ctx context.Context) error {
+	s.header.After = s.p.ring.Last()
+	n := s.w.Len()
+	data, err := s.w.Encode(&s.header)
+	if err != nil {
+		return err
+	}
+	s.header.Phase &^= events.SnapshotBegin
+	stall := time.NewTimer(snapshotStall)
+	defer stall.Stop()
+	for !s.p.snapRing.Offer(data, n) {
+		select {
+		case <-s.p.snapRing.Room():
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-stall.C:
+			return fmt.Errorf("the bus took no snapshot for %s", snapshotStall)
+		}
+	}
+	return nil
+}
+
+// sleep waits and reports false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,185 @@
+package producer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/guard"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// ServiceName is the micro service of all producers.
+const ServiceName = "ct-producer"
+
+// flushTime bounds one flush: a full dump of a million entries takes 2 s.
+const flushTime = 30 * time.Second
+
+// residualAfter is when we look again what a flush left or what came back.
+const residualAfter = 2 * time.Second
+
+func (p *Producer) serve() (stop func(), err error) {
+	subject := func(verb string) string { return events.CommandSubject(p.opt.Name, verb) }
+	return p.conn.Serve(bus.Service{
+		Name:        ServiceName,
+		Description: "ctfleet producer: one firewall's connection table",
+		Metadata:    map[string]string{"firewall": p.opt.Name, "realm": p.opt.Realm, "version": daemon.ProgramVersion(), "site": p.opt.Label["site"]},
+		Stats:       func() any { return p.stream() },
+		Endpoints: []bus.Endpoint{
+			{Name: events.VerbFlush, Subject: subject(events.VerbFlush), Handle: p.handleFlush},
+			{Name: events.VerbResync, Subject: subject(events.VerbResync), Handle: p.handleResync},
+			{Name: events.VerbStatus, Subject: subject(events.VerbStatus), Handle: func([]byte) (events.Message, error) { return p.health(false), nil }},
+		},
+	})
+}
+
+// command decodes a command and checks that it belongs on the subject that it
+// came on.
+func (p *Producer) command(data []byte, verb string) (*events.Command, error) {
+	var c events.Command
+	if err := events.Unmarshal(data, &c); err != nil {
+		p.metrics.refused.WithLabelValues("command").Inc()
+		p.log.Warn("refused a command", "verb", verb, "error", err)
+		return nil, &bus.RequestError{Err: err}
+	}
+	if c.Verb != verb {
+		return nil, &bus.RequestError{Err: fmt.Errorf("a command to %s came on the subject of %s", c.Verb, verb)}
+	}
+	return &c, nil
+}
+
+// handleResync grants a dump to whoever asks; resyncLoop spaces them.
+func (p *Producer) handleResync(data []byte) (events.Message, error) {
+	c, err := p.command(data, events.VerbResync)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	epoch := p.epoch
+	p.mu.Unlock()
+	reason := c.Actor + " asked"
+	if c.Reason != "" {
+		reason += ": " + c.Reason
+	}
+	p.requestResync(reason)
+	return &events.ResyncReply{Firewall: p.opt.Name, Accepted: true, Epoch: epoch}, nil
+}
+
+// handleFlush judges a command, carries it out and answers with the receipt,
+// which is also recorded in the audit stream.
+func (p *Producer) handleFlush(data []byte) (events.Message, error) {
+	c, err := p.command(data, events.VerbFlush)
+	if err != nil {
+		return nil, err
+	}
+	p.flushing.Lock()
+	defer p.flushing.Unlock()
+	r := p.flush(c)
+	for _, f := range r.Refused {
+		p.metrics.refusals.WithLabelValues(f.Reason).Add(float64(max(f.Count, 1)))
+	}
+	p.metrics.flushed.Add(float64(r.Deleted))
+	p.log.Info("flush", "id", r.ID, "actor", r.Actor, "addresses", r.Addresses, "by", r.By, "dry_run", r.DryRun,
+		"matched", r.Matched, "deleted", r.Deleted, "gone", r.Gone, "refused", r.Refused, "error", r.Error, "ms", r.DurationMS)
+	p.record(r, events.VerbFlush)
+	if r.Error == "" && r.Deleted > 0 {
+		go p.residual(*r)
+	}
+	return r, nil
+}
+
+func (p *Producer) flush(c *events.Command) *events.Receipt {
+	r := &events.Receipt{
+		ID: c.ID, Firewall: p.opt.Name, Verb: c.Verb, Actor: c.Actor, Reason: c.Reason, Alert: c.Alert, Rule: c.Rule,
+		Addresses: c.Addresses, By: c.By, DryRun: c.DryRun, Time: time.Now().UnixMilli(), Refused: []events.Refusal{},
+	}
+	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
+		r.TCPLoose = *s.TCPLoose != 0
+	}
+	verdict, prefixes := p.guard.Check(c, conntrack.Monotonic())
+	if !verdict.Allowed() {
+		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: verdict.Reason}), verdict.Text
+		return r
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	conn, err := conntrack.Dial(p.ns)
+	if err != nil {
+		r.Error = err.Error()
+		return r
+	}
+	defer conn.Close()
+	before, err := conn.State()
+	if err != nil {
+		r.Error = err.Error()
+		return r
+	}
+	r.TableBefore = before.Count
+	res, err := conn.Flush(ctx, conntrack.Match{Prefixes: prefixes, By: c.By, AnyZone: true}, conntrack.FlushOptions{
+		DryRun: c.DryRun,
+		Keep:   p.guard.Keep(c.By),
+		Pressure: func() (used, limit int) {
+			used, limit, err := p.reader.Pressure()
+			if err != nil {
+				return 0, 0
+			}
+			return used, limit
+		},
+	})
+	r.Matched, r.Deleted, r.Gone = res.Matched, res.Deleted, res.Gone
+	r.DurationMS = float64(res.Duration.Microseconds()) / 1000
+	for reason, n := range res.Refused {
+		r.Refused = append(r.Refused, events.Refusal{Reason: reason, Count: n})
+	}
+	slices.SortFunc(r.Refused, func(a, b events.Refusal) int { return int(b.Count) - int(a.Count) })
+	if err != nil {
+		r.Error = err.Error()
+	}
+	if after, err := conn.State(); err == nil {
+		r.TableAfter = after.Count
+	}
+	return r
+}
+
+// residual counts what matches again a moment later and records it under the
+// same id: with tcp_loose=1 a routed TCP connection is back with its next packet.
+func (p *Producer) residual(r events.Receipt) {
+	time.Sleep(residualAfter)
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	conn, err := conntrack.Dial(p.ns)
+	if err != nil {
+		p.log.Warn("cannot measure the residual", "id", r.ID, "error", err)
+		return
+	}
+	defer conn.Close()
+	c := events.Command{Addresses: r.Addresses}
+	prefixes, err := c.Prefixes()
+	if err == nil {
+		var res conntrack.FlushResult
+		if res, err = conn.Flush(ctx, conntrack.Match{Prefixes: prefixes, By: r.By, AnyZone: true}, conntrack.FlushOptions{DryRun: true}); err == nil {
+			r.Residual = &res.Matched
+			r.Time = time.Now().UnixMilli()
+			p.record(&r, events.VerbResidual)
+			return
+		}
+	}
+	p.log.Warn("cannot measure the residual", "id", r.ID, "error", err)
+}
+
+// record writes a receipt to the audit stream. The answer does not wait for it.
+func (p *Producer) record(r *events.Receipt, verb string) {
+	copied := *r
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		id := verb + ":" + p.opt.Name + ":" + copied.ID
+		if err := p.conn.PublishMessage(ctx, events.AuditSubject(p.opt.Name, verb), id, &copied); err != nil {
+			p.log.Error("a receipt could not be recorded", "id", copied.ID, "error", err)
+		}
+	}()
+}
