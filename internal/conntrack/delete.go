@@ -1,0 +1,216 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// RefusedOffloaded is the reason for entries that the kernel does not let go
+// (EBUSY): they are offloaded to a flowtable, and the kernel lacks commit
+// 9b7c68b3911a.
+const RefusedOffloaded = "offloaded"
+
+// FlushOptions qualify a flush.
+type FlushOptions struct {
+	DryRun bool // match and ask Keep, but delete nothing
+
+	// Keep is asked about every entry that matches and returns why it must
+	// stay, or "" when it may go. Nil lets all go.
+	Keep func(*events.Event) (reason string)
+
+	// Pressure is the [Reader.Pressure] of whoever listens to this table: the
+	// deletes are paced so that their own DESTROY events keep its buffer under
+	// half full. Nil means no pacing.
+	Pressure func() (used, limit int, err error)
+}
+
+// FlushResult says what became of the entries that matched. When nothing failed
+// and it was no dry run, Matched is the sum of the others.
+type FlushResult struct {
+	Matched  uint64
+	Deleted  uint64
+	Gone     uint64            // ended by themselves before their turn came
+	Refused  map[string]uint64 // by reason: Keep's, or RefusedOffloaded
+	Duration time.Duration     // of scan and deletes
+}
+
+// Flush deletes the entries that m selects, while it scans for them. Nothing to
+// delete is success. With an error the result says how far it came.
+//
+// One IPv4 address on one side is selected by the kernel and matched again
+// here; anything else is matched here alone, in one scan of the table however
+// many addresses there are. An entry goes only if it still has the id that was
+// matched, so that a new flow between the same ports stays.
+func (c *Conn) Flush(ctx context.Context, m Match, opt FlushOptions) (FlushResult, error) {
+	start := time.Now()
+	res := FlushResult{Refused: map[string]uint64{}}
+	err := c.flush(ctx, &m, opt, &res)
+	res.Duration = time.Since(start)
+	if err != nil {
+		return res, fmt.Errorf("flush: %w", err)
+	}
+	return res, nil
+}
+
+func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *FlushResult) error {
+	if err := m.Validate(); err != nil {
+		return err
+	}
+	contains := m.compile()
+	c.batch.reset()
+	err := c.dump(ctx, func(e *events.Event) error {
+		if !contains(e) {
+			return nil
+		}
+		res.Matched++
+		if opt.Keep != nil {
+			if reason := opt.Keep(e); reason != "" {
+				res.Refused[reason]++
+				return nil
+			}
+		}
+		if opt.DryRun {
+			return nil
+		}
+		c.batch.add(e)
+		if len(c.batch.ends) < maxBatch {
+			return nil
+		}
+		return c.delete(ctx, opt, res)
+	}, m.selection())
+	if err != nil && !errors.Is(err, ErrIncomplete) {
+		return err
+	}
+	return errors.Join(err, c.delete(ctx, opt, res))
+}
+
+// selection is the request for the smallest part of the table that the kernel
+// can be trusted to select.
+func (m *Match) selection() func(*message, uint32) {
+	if addr, ok := m.single(); ok {
+		return func(msg *message, seq uint32) { msg.dumpFiltered(seq, addr, m.By) }
+	}
+	family := m.Prefixes[0].Addr().BitLen()
+	for _, p := range m.Prefixes {
+		if p.Addr().BitLen() != family {
+			return func(msg *message, seq uint32) { msg.dump(seq, unix.AF_UNSPEC) }
+		}
+	}
+	ipv6 := m.Prefixes[0].Addr().Is6()
+	return func(msg *message, seq uint32) { msg.dump(seq, familyOf(ipv6)) }
+}
+
+// batch is a run of DELETE messages that go out together.
+type batch struct {
+	message
+	ends []int  // offset behind each message
+	seq  uint32 // of the first message
+	next uint32 // of the next one to be added
+}
+
+func (b *batch) reset() {
+	b.buf, b.ends, b.seq = b.buf[:0], b.ends[:0], b.next
+}
+
+func (b *batch) add(e *events.Event) {
+	b.message.delete(b.next, e)
+	b.next++
+	b.ends = append(b.ends, len(b.buf))
+}
+
+// delete carries out the batch, in as many parts as the listener's buffer has
+// room for, and empties it.
+func (c *Conn) delete(ctx context.Context, opt FlushOptions, res *FlushResult) error {
+	b := &c.batch
+	defer b.reset()
+	from := 0
+	for sent := 0; sent < len(b.ends); {
+		n, err := pace(ctx, opt.Pressure, len(b.ends)-sent)
+		if err != nil {
+			return err
+		}
+		to := b.ends[sent+n-1]
+		if err := c.write.send(b.buf[from:to]); err != nil {
+			return fmt.Errorf("delete: %w", err)
+		}
+		first := b.seq + uint32(sent)
+		if err := c.write.acknowledged(first, n, res); err != nil {
+			return fmt.Errorf("delete: %w", err)
+		}
+		sent, from = sent+n, to
+	}
+	return nil
+}
+
+// acknowledged counts the answers to n DELETE messages numbered from first. The
+// kernel has carried out all of them by the time it answers the first.
+func (ch *channel) acknowledged(first uint32, n int, res *FlushResult) error {
+	return ch.answers(first, first+uint32(n)-1, func(msg []byte) (done bool, err error) {
+		if kind := native.Uint16(msg[4:]); kind != unix.NLMSG_ERROR {
+			return true, fmt.Errorf("unexpected answer of type %d", kind)
+		}
+		errno, err := status(msg)
+		if err != nil {
+			return true, err
+		}
+		switch errno {
+		case 0:
+			res.Deleted++
+		case unix.ENOENT: // no such tuple, or one with another id
+			res.Gone++
+		case unix.EBUSY:
+			res.Refused[RefusedOffloaded]++
+		default:
+			// EPERM, for one, comes once for the whole batch.
+			return true, refused(errno)
+		}
+		n--
+		return n == 0, nil
+	})
+}
+
+const (
+	// paceWait is how long to wait before looking at a full buffer again: much
+	// less than the shortest nap in which a reader empties it would take.
+	paceWait = 100 * time.Microsecond
+
+	// A part of a batch is worth a system call when it is not much smaller
+	// than what the buffer has room for at best.
+	worthwhile = 4
+)
+
+// pace waits until the listener's buffer has room for the events of some of
+// want deletes and returns of how many: at most as many as keep it under half
+// full, which leaves the other half to the traffic's own events.
+func pace(ctx context.Context, pressure func() (used, limit int, err error), want int) (int, error) {
+	for {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if pressure == nil {
+			return want, nil
+		}
+		used, limit, err := pressure()
+		if err != nil {
+			return 0, fmt.Errorf("pace deletes: %w", err)
+		}
+		half := max(limit/2, eventCost) // a buffer for less than two events still takes one at a time
+		room := (half - used) / eventCost
+		if room >= min(want, max(half/eventCost/worthwhile, 1)) {
+			return min(room, want), nil
+		}
+		timer := time.NewTimer(paceWait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return 0, fmt.Errorf("waiting for the event socket, %d of %d bytes full: %w", used, limit, context.Cause(ctx))
+		case <-timer.C:
+		}
+	}
+}

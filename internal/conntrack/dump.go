@@ -1,0 +1,110 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// ErrIncomplete is wrapped by the error of a dump that went through the whole
+// table but did not deliver all of it: the kernel says that the table changed
+// in a way it could not follow (NLM_F_DUMP_INTR), or entries could not be
+// decoded. The others were delivered.
+var ErrIncomplete = errors.New("incomplete")
+
+// Dump calls fn for every unexpired entry, as [events.Existing], while the
+// kernel walks the table; the event is reused, its time is when it was read. An
+// error of fn or the end of ctx stops it. An entry may come twice when the
+// table changes meanwhile; one that is there from before the dump to after it
+// always comes.
+//
+// The kernel skips expired entries and evicts them, which the event socket sees
+// as DESTROY events.
+func (c *Conn) Dump(ctx context.Context, fn func(*events.Event) error) error {
+	err := c.dump(ctx, fn, func(m *message, seq uint32) { m.dump(seq, unix.AF_UNSPEC) })
+	if err != nil {
+		return fmt.Errorf("dump: %w", err)
+	}
+	return nil
+}
+
+// dump sends the request that build makes, and hands on the entries it returns.
+// It waits nowhere: the kernel builds each part of a dump within the system
+// call that fetches the part before, so ctx is looked at in between.
+func (c *Conn) dump(ctx context.Context, fn func(*events.Event) error, build func(*message, uint32)) (err error) {
+	switch {
+	case c.closed:
+		return ErrClosed
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case c.read == nil:
+		if c.read, err = openChannel(c.ns, dumpDatagrams, dumpSlot, 0); err != nil {
+			return err
+		}
+	}
+	ch := c.read
+	ch.seq++
+	c.req.buf = c.req.buf[:0]
+	build(&c.req, ch.seq)
+
+	finished := false
+	defer func() {
+		// What is left of an abandoned dump would stand in the way of the next
+		// one: the kernel refuses two at a time on one socket.
+		if !finished {
+			err = errors.Join(err, ch.close())
+			c.read = nil
+		}
+	}()
+	if err := ch.send(c.req.buf); err != nil {
+		return err
+	}
+	var (
+		e           events.Event
+		seen        int
+		interrupted bool
+		bad         int
+		firstBad    error
+	)
+	err = ch.answers(ch.seq, ch.seq, func(msg []byte) (done bool, err error) {
+		if seen%256 == 0 { // a datagram holds a hundred entries or so
+			if ctx.Err() != nil {
+				return true, context.Cause(ctx)
+			}
+			e.Time = Monotonic()
+		}
+		seen++
+		interrupted = interrupted || native.Uint16(msg[6:])&unix.NLM_F_DUMP_INTR != 0
+		switch native.Uint16(msg[4:]) {
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			errno, err := status(msg)
+			finished = err == nil
+			if errno != 0 {
+				err = refused(errno)
+			}
+			return true, err
+		case unix.NLMSG_OVERRUN:
+			return true, unix.ENOBUFS
+		}
+		if err := Decode(msg, &e); err != nil {
+			if bad++; bad == 1 {
+				firstBad = err
+			}
+			return false, nil
+		}
+		return false, fn(&e)
+	})
+	switch {
+	case err != nil:
+		return err
+	case bad > 0:
+		return fmt.Errorf("%w: %d entries could not be read, the first one: %w", ErrIncomplete, bad, firstBad)
+	case interrupted:
+		return fmt.Errorf("%w: the table changed beneath it", ErrIncomplete)
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Match selects entries by address and zone. It looks at the original tuple:
+// its source is the client before SNAT, its destination the service before
+// DNAT.
+type Match struct {
+	Prefixes []netip.Prefix // at least one; a single address is a prefix of its full length
+	By       string         // events.BySrc, ByDst or ByEither
+	AnyZone  bool           // match in every zone
+	Zone     uint16         // otherwise in this one, which is 0 where nobody uses zones
+}
+
+// Validate refuses what selects nothing or is not what it seems. How wide a
+// prefix may be is not for this package to say.
+func (m *Match) Validate() error {
+	if len(m.Prefixes) == 0 {
+		return errors.New("match: no address")
+	}
+	for _, p := range m.Prefixes {
+		switch {
+		case !p.IsValid():
+			return errors.New("match: invalid prefix")
+		case p.Addr().Is4In6():
+			return fmt.Errorf("match: %s: write the IPv4 prefix", p)
+		case p.Addr().Zone() != "":
+			return fmt.Errorf("match: %s: an address with a zone", p)
+		}
+	}
+	switch m.By {
+	case events.BySrc, events.ByDst, events.ByEither:
+		return nil
+	}
+	return fmt.Errorf("match: by %q: want %s, %s or %s", m.By, events.BySrc, events.ByDst, events.ByEither)
+}
+
+// Contains reports whether the entry is selected. An invalid Match selects
+// nothing.
+func (m *Match) Contains(e *events.Event) bool {
+	return m.contains(e, func(a netip.Addr) bool {
+		for _, p := range m.Prefixes {
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func (m *Match) contains(e *events.Event, listed func(netip.Addr) bool) bool {
+	if !m.AnyZone && e.Zone != m.Zone {
+		return false
+	}
+	switch m.By {
+	case events.BySrc:
+		return listed(e.Src())
+	case events.ByDst:
+		return listed(e.Dst())
+	case events.ByEither:
+		return listed(e.Src()) || listed(e.Dst())
+	}
+	return false
+}
+
+// compile returns a Contains whose cost does not grow with the number of
+// prefixes: a command may name a thousand, a table hold millions.
+func (m *Match) compile() func(*events.Event) bool {
+	if len(m.Prefixes) == 1 {
+		return m.Contains
+	}
+	var table bart.Lite
+	for _, p := range m.Prefixes {
+		table.Insert(p)
+	}
+	return func(e *events.Event) bool { return m.contains(e, table.Contains) }
+}
+
+// single returns the one IPv4 address that is matched on one side only, the
+// case for which the kernel can be asked to select.
+func (m *Match) single() (addr netip.Addr, ok bool) {
+	if len(m.Prefixes) != 1 || m.By == events.ByEither {
+		return netip.Addr{}, false
+	}
+	p := m.Prefixes[0]
+	return p.Addr(), p.Addr().Is4() && p.IsSingleIP()
+}
