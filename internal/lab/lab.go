@@ -78,7 +78,7 @@ func New(ctx context.Context, spec Spec) (*Lab, error) {
 			err = errors.New("another firewall has this name")
 		}
 		if err == nil {
-			err = l.add(i, fw)
+			err = l.add(ctx, i, fw)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("build lab: firewall %q: %w", fw.Name, errors.Join(err, l.Close()))
@@ -113,7 +113,7 @@ func (l *Lab) Close() error {
 }
 
 // add builds one firewall. It is kept in l from the first namespace on, so that Close finds what a failure leaves.
-func (l *Lab) add(index int, spec FirewallSpec) error {
+func (l *Lab) add(ctx context.Context, index int, spec FirewallSpec) error {
 	fw := &Firewall{Name: spec.Name, IPv6: spec.IPv6}
 	l.firewalls = append(l.firewalls, fw)
 	for _, ns := range []**host.Namespace{&fw.NS, &fw.Client, &fw.Server} {
@@ -127,7 +127,7 @@ func (l *Lab) add(index int, spec FirewallSpec) error {
 			return err
 		}
 	}
-	if err := fw.connect(index); err != nil {
+	if err := fw.connect(ctx, index); err != nil {
 		return err
 	}
 	if err := fw.addRules(spec); err != nil {

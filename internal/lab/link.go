@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,7 +42,7 @@ type side struct {
 }
 
 // connect lays the two links of the index-th firewall and the routes over them.
-func (fw *Firewall) connect(index int) error {
+func (fw *Firewall) connect(ctx context.Context, index int) error {
 	families := 1
 	if fw.IPv6 {
 		families = 2
@@ -64,7 +66,7 @@ func (fw *Firewall) connect(index int) error {
 		}
 	}
 	for _, s := range sides {
-		if err := s.connect(fw.NS); err != nil {
+		if err := s.connect(ctx, fw.NS); err != nil {
 			return fmt.Errorf("connect %s side: %w", s.link, err)
 		}
 	}
@@ -88,7 +90,7 @@ func linkAddrs(n int) (near, far []netip.Prefix) {
 }
 
 // connect creates the link and configures both ends.
-func (s *side) connect(firewall *host.Namespace) error {
+func (s *side) connect(ctx context.Context, firewall *host.Namespace) error {
 	near, err := routes(firewall)
 	if err != nil {
 		return err
@@ -112,7 +114,13 @@ func (s *side) connect(firewall *host.Namespace) error {
 	if err := configure(far, uplink, s.peerAddr, s.addr, s.mac, s.remote); err != nil {
 		return fmt.Errorf("far end: %w", err)
 	}
-	return anyIP(far, s.local)
+	if err := anyIP(far, s.local); err != nil {
+		return err
+	}
+	if err := awaitUp(ctx, near, s.link); err != nil {
+		return err
+	}
+	return awaitUp(ctx, far, uplink)
 }
 
 func (s *side) peerLink() (Link, error) {
@@ -171,6 +179,25 @@ func configure(h *netlink.Handle, name string, addrs, peers []netip.Prefix, peer
 		}
 	}
 	return nil
+}
+
+// awaitUp waits until the link can send. The end of a veth pair that is set up first gets its carrier with the second;
+// the kernel then makes it ready from a work queue (linkwatch), and until that has run drops what it is given to send.
+func awaitUp(ctx context.Context, h *netlink.Handle, name string) error {
+	for {
+		link, err := h.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find link: %w", err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for link %s: %w", name, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // anyIP makes the namespace take every address of the prefixes for its own.
