@@ -35,7 +35,7 @@ type Alert struct {
 	Started int64 `msgpack:"started" json:"started"`
 	Updated int64 `msgpack:"updated" json:"updated"`
 
-	Firewalls map[string]float64 `msgpack:"firewalls,omitempty" json:"firewalls,omitempty"` // each one's share of Value
+	Firewalls ByName[float64] `msgpack:"firewalls,omitempty" json:"firewalls,omitempty"` // each one's share of Value
 	// Peers and Ports are the most frequent ones among a sample of recent
 	// events of this key, not a full count.
 	Peers []Share `msgpack:"peers_sample,omitempty" json:"peers_sample,omitempty"`

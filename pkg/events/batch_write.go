@@ -63,11 +63,15 @@ func (w *BatchWriter) Len() int { return w.cols.Count }
 
 func (w *BatchWriter) Size() int {
 	c := &w.cols
-	return c.Count*15 + len(c.addrs) + len(c.nat) + len(c.zones) + len(c.counters)
+	return c.Count*denseBytes + len(c.addrs) + len(c.nat) + len(c.zones) + len(c.counters)
 }
 
 // Base is the time of the first event collected.
 func (w *BatchWriter) Base() int64 { return w.base }
+
+// denseBytes is what an event takes in the columns that each event has, without
+// its addresses.
+const denseBytes = 1 + 4 + 1 + 1 + 2 + 2 + 4 + 2
 
 // headerRoom is more than any header takes: two names of 63 bytes, numbers,
 // keys and column headers.
@@ -83,7 +87,7 @@ func (w *BatchWriter) Append(e *Event) error {
 	// Events come in the order they were read, but a dump and the event reader
 	// share a clock, not a thread: a little earlier than the first is the first.
 	us := max(e.Time-w.base, 0) / 1000
-	most := 15 + addrPair(e.IPv6) + natEntry(e.IPv6) + zoneEntry + counterEntry
+	most := denseBytes + addrPair(e.IPv6) + natEntry(e.IPv6) + zoneEntry + counterEntry
 	if c.Count >= MaxBatchEvents || us > math.MaxUint32 || w.Size()+most+headerRoom > MaxBatchBytes {
 		return ErrBatchFull
 	}

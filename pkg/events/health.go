@@ -4,15 +4,15 @@ package events
 // ct.v1.health.<firewall>. Counters are cumulative since Boot.
 type Health struct {
 	Head     `msgpack:",inline"`
-	Firewall string            `msgpack:"firewall" json:"firewall"`
-	Realm    string            `msgpack:"realm" json:"realm"`
-	Boot     string            `msgpack:"boot" json:"boot"` // hex of the batches' boot
-	Labels   map[string]string `msgpack:"labels,omitempty" json:"labels,omitempty"`
-	Version  string            `msgpack:"version" json:"version"`
-	Config   string            `msgpack:"config" json:"config"`                         // digest of the producer's configuration
-	Sent     int64             `msgpack:"sent" json:"sent"`                             // ns, firewall's monotonic clock
-	Started  int64             `msgpack:"started" json:"started"`                       // Unix ms, firewall's wall clock
-	Stopping bool              `msgpack:"stopping,omitempty" json:"stopping,omitempty"` // the last one of a clean stop
+	Firewall string         `msgpack:"firewall" json:"firewall"`
+	Realm    string         `msgpack:"realm" json:"realm"`
+	Boot     string         `msgpack:"boot" json:"boot"` // hex of the batches' boot
+	Labels   ByName[string] `msgpack:"labels,omitempty" json:"labels,omitempty"`
+	Version  string         `msgpack:"version" json:"version"`
+	Config   string         `msgpack:"config" json:"config"`                         // digest of the producer's configuration
+	Sent     int64          `msgpack:"sent" json:"sent"`                             // ns, firewall's monotonic clock
+	Started  int64          `msgpack:"started" json:"started"`                       // Unix ms, firewall's wall clock
+	Stopping bool           `msgpack:"stopping,omitempty" json:"stopping,omitempty"` // the last one of a clean stop
 
 	Table  TableHealth  `msgpack:"table" json:"table"`
 	Kernel KernelHealth `msgpack:"kernel" json:"kernel"`

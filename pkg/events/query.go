@@ -74,9 +74,9 @@ type TopReply struct {
 
 // TopRow is one address and its share on each firewall.
 type TopRow struct {
-	Key       string            `msgpack:"key" json:"key"`
-	Value     uint64            `msgpack:"value" json:"value"`
-	Firewalls map[string]uint64 `msgpack:"firewalls" json:"firewalls"`
+	Key       string         `msgpack:"key" json:"key"`
+	Value     uint64         `msgpack:"value" json:"value"`
+	Firewalls ByName[uint64] `msgpack:"firewalls" json:"firewalls"`
 }
 
 func (r *TopReply) Validate() error {
