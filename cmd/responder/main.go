@@ -1,0 +1,57 @@
+// Command responder turns alerts into guarded flush commands. Unless its policy
+// says enforce, it only records what it would have done.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/responder"
+)
+
+type flags struct {
+	responder.Options
+	bus.Flags
+	Daemon daemon.Flags `embed:""`
+}
+
+func main() {
+	var f flags
+	daemon.Parse("responder", "Turns alerts into guarded flush commands, as its policy file says. Without one it observes: it decides, records, and sends nothing.", &f)
+	file, err := f.Load()
+	if err == nil {
+		err = file.Validate()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "responder:", err)
+		os.Exit(2)
+	}
+	if f.Daemon.Check {
+		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s\nok\n", file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown)
+		return
+	}
+	log := f.Daemon.Logger(os.Stderr)
+	os.Exit(daemon.Run(log, func(ctx context.Context) error {
+		listener, err := daemon.Listen(f.Daemon.MetricsListen)
+		if err != nil {
+			return err
+		}
+		reg := prometheus.NewRegistry()
+		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg})
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error {
+			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: r.Ready}), log)
+		})
+		g.Go(func() error { return r.Run(ctx) })
+		return g.Wait()
+	}))
+}
