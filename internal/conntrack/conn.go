@@ -36,6 +36,7 @@ type Conn struct {
 	ns     *host.Namespace
 	read   *channel // for dumps; nil after one was abandoned
 	write  *channel // for deletes, which go on while a dump does
+	table  *table // nil until State needs it
 	req    message
 	batch  batch
 	closed bool
@@ -88,12 +89,18 @@ func openChannel(ns *host.Namespace, datagrams, slot, buffer int) (*channel, err
 
 // Close closes the connection.
 func (c *Conn) Close() error {
+	if c.closed {
+		return nil
+	}
 	c.closed = true
 	var errs []error
 	for _, ch := range []*channel{c.read, c.write} {
 		if ch != nil {
 			errs = append(errs, ch.close())
 		}
+	}
+	if c.table != nil {
+		errs = append(errs, c.table.close())
 	}
 	return errors.Join(errs...)
 }

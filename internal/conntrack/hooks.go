@@ -1,0 +1,112 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/netfilter"
+	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/internal/host"
+)
+
+// ErrUnknown is wrapped where the kernel has no way to tell.
+var ErrUnknown = errors.New("this kernel does not tell")
+
+// Numbers of linux/netfilter/nfnetlink_hook.h.
+const (
+	subsysHook = 12 // NFNL_SUBSYS_HOOK
+
+	hookNum      = 1
+	hookPriority = 2
+	hookFunction = 4
+	hookChain    = 6
+
+	preRouting        = 0    // NF_INET_PRE_ROUTING
+	priorityConntrack = -200 // NF_IP_PRI_CONNTRACK, and the same for IPv6
+)
+
+// Enabled reports for each family whether connection tracking is on in ns. It is
+// off in a new namespace, and stays off until something needs it: a rule that
+// looks at ct state, a NAT chain, a flowtable. Until then the table stays empty
+// and no event ever comes.
+//
+// It asks for what decides, rather than guess from a ruleset that may be
+// nftables', iptables' or somebody's own: whether conntrack's functions hang in
+// the namespace's prerouting hook. The kernel puts them there with the first
+// user and takes them away with the last. Kernels older than 5.14, or without
+// CONFIG_NETFILTER_NETLINK_HOOK, do not tell: ErrUnknown.
+func Enabled(ns *host.Namespace) (ipv4, ipv6 bool, err error) {
+	var conn *netfilter.Conn
+	err = ns.Do(func() (err error) {
+		conn, err = netfilter.Dial(nil)
+		return err
+	})
+	if err == nil {
+		ipv4, err = enabled(conn, netfilter.ProtoIPv4)
+		if err == nil {
+			ipv6, err = enabled(conn, netfilter.ProtoIPv6)
+		}
+		err = errors.Join(err, conn.Close())
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("read netfilter hooks: %w", err)
+	}
+	return ipv4, ipv6, nil
+}
+
+func enabled(conn *netfilter.Conn, family netfilter.ProtoFamily) (bool, error) {
+	hook := netfilter.Attribute{Type: hookNum}
+	hook.PutUint32(preRouting)
+	req, err := netfilter.MarshalNetlink(netfilter.Header{
+		SubsystemID: subsysHook,
+		Family:      family,
+		Flags:       netlink.Request | netlink.Dump,
+	}, []netfilter.Attribute{hook})
+	if err != nil {
+		return false, err
+	}
+	hooks, err := conn.Query(req)
+	switch {
+	case errors.Is(err, unix.ENOENT): // nothing at all hangs there
+		return false, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // nfnetlink knows no such subsystem, or no such family
+		return false, errors.Join(ErrUnknown, err)
+	case err != nil:
+		return false, err
+	}
+	for _, msg := range hooks {
+		_, attrs, err := netfilter.UnmarshalNetlink(msg)
+		if err != nil {
+			return false, err
+		}
+		if isConntrack(attrs) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// isConntrack recognizes ipv4_conntrack_in and ipv6_conntrack_in. A kernel
+// without symbol names still tells the priority, at which nothing else but
+// somebody's chain could be, and chains describe themselves.
+func isConntrack(attrs []netfilter.Attribute) bool {
+	var name string
+	atPriority, chain := false, false
+	for _, a := range attrs {
+		switch a.Type {
+		case hookFunction:
+			name, _, _ = strings.Cut(string(a.Data), "\x00")
+		case hookPriority:
+			atPriority = len(a.Data) == 4 && int32(network.Uint32(a.Data)) == priorityConntrack
+		case hookChain:
+			chain = true
+		}
+	}
+	if name != "" {
+		return name == "ipv4_conntrack_in" || name == "ipv6_conntrack_in"
+	}
+	return atPriority && !chain
+}
