@@ -36,7 +36,7 @@ type Conn struct {
 	ns     *host.Namespace
 	read   *channel // for dumps; nil after one was abandoned
 	write  *channel // for deletes, which go on while a dump does
-	table  *table // nil until State needs it
+	table  *table   // nil until State needs it
 	req    message
 	batch  batch
 	closed bool

@@ -61,6 +61,7 @@ var (
 	errTruncated = errors.New("ends within an attribute")
 	errLength    = errors.New("wrong length")
 	errMissing   = errors.New("is missing")
+	errRepeated  = errors.New("is there twice")
 	errFamily    = errors.New("address of the other family")
 )
 
@@ -163,7 +164,10 @@ type tuple struct {
 // decode reads a CTA_TUPLE_ORIG or _REPLY. It takes addresses and protocol in
 // whatever order they come, but both must be there.
 func (t *tuple) decode(p []byte, ipv6 bool) error {
-	*t = tuple{seen: true}
+	if t.seen {
+		return errRepeated
+	}
+	t.seen = true
 	hasIP, hasProto := false, false
 	attrs := attributes{p}
 	for {
@@ -251,6 +255,7 @@ var protoLength = [...]int{
 // code; anything else has the protocol number alone.
 func (t *tuple) decodeProto(p []byte) error {
 	hasNum := false
+	var icmpID, icmpKind uint16 // type in the high byte, code in the low one
 	attrs := attributes{p}
 	for {
 		kind, v, ok, err := attrs.next()
@@ -269,18 +274,23 @@ func (t *tuple) decodeProto(p []byte) error {
 		switch kind {
 		case ctaProtoNum:
 			t.proto, hasNum = v[0], true
-		case ctaProtoSrcPort, ctaProtoICMPID, ctaProtoICMPv6ID:
+		case ctaProtoSrcPort:
 			t.SrcPort = network.Uint16(v)
 		case ctaProtoDstPort:
 			t.DstPort = network.Uint16(v)
+		case ctaProtoICMPID, ctaProtoICMPv6ID:
+			icmpID = network.Uint16(v)
 		case ctaProtoICMPType, ctaProtoICMPv6Type:
-			t.DstPort = t.DstPort&0x00ff | uint16(v[0])<<8
+			icmpKind = icmpKind&0x00ff | uint16(v[0])<<8
 		case ctaProtoICMPCode, ctaProtoICMPv6Code:
-			t.DstPort = t.DstPort&0xff00 | uint16(v[0])
+			icmpKind = icmpKind&0xff00 | uint16(v[0])
 		}
 	}
 	if !hasNum {
-		return errMissing
+		return wrong("CTA_PROTO_NUM", errMissing)
+	}
+	if t.proto == unix.IPPROTO_ICMP || t.proto == unix.IPPROTO_ICMPV6 {
+		t.SrcPort, t.DstPort = icmpID, icmpKind
 	}
 	return nil
 }
