@@ -22,6 +22,21 @@ type Link struct {
 	Peer  net.HardwareAddr // of the firewall's end
 }
 
+// Dropped returns how many packets that were sent over the link from ns, the namespace of the side, never reached the
+// firewall. The kernel drops them when the receiving processor's queue is full (net.core.netdev_max_backlog).
+func (l Link) Dropped(ns *host.Namespace) (uint64, error) {
+	h, err := routes(ns)
+	if err != nil {
+		return 0, err
+	}
+	defer h.Close()
+	link, err := h.LinkByIndex(l.Index)
+	if err != nil {
+		return 0, fmt.Errorf("read counters of link %s: %w", l.Name, err)
+	}
+	return link.Attrs().Statistics.TxDropped, nil
+}
+
 // Names of the links: uplink at a side, and in the firewall the name of the side that it leads to.
 const (
 	uplink     = "uplink"

@@ -18,9 +18,6 @@ import (
 // system grants (212992 bytes, of which a packet takes about 800) holds with room to spare.
 const window = 128
 
-// patience is how long the flood waits for answers that do not come before it goes on without them.
-const patience = 500 * time.Millisecond
-
 // answers is the server side's part in a flood: it sends each stamped packet back as the protocol's first answer.
 type answers struct {
 	fd      int
@@ -31,17 +28,18 @@ type answers struct {
 	err     error // valid once done is closed
 
 	lost      int       // packets written off, for whose answers the sender waited in vain; owned by the sender
-	lastSent  int64     // what sent was when the sender looked last, and since when it has been that
-	lastMoved time.Time //
+	lastSent  int64     // what sent was when the sender looked last,
+	lastMoved time.Time // and since when it has been that
 }
 
-func startAnswers(fw *lab.Firewall) (*answers, error) {
-	fd, err := packetSocket(fw.Server, fw.ServerLink, 0)
+// startAnswers answers the packets of the flood of that number.
+func startAnswers(fw *lab.Firewall, number uint16) (*answers, error) {
+	fd, err := packetSocket(fw.Server, fw.ServerLink)
 	if err != nil {
 		return nil, err
 	}
 	a := &answers{fd: fd, link: fw.ServerLink, done: make(chan struct{}), lastMoved: time.Now()}
-	if err := a.listen(); err != nil {
+	if err := a.listen(number); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
@@ -49,18 +47,20 @@ func startAnswers(fw *lab.Firewall) (*answers, error) {
 	return a, nil
 }
 
-// listen makes the socket receive the packets to answer, and nothing else.
-func (a *answers) listen() error {
+// listen makes the socket receive the packets of the flood, and nothing else.
+func (a *answers) listen(number uint16) error {
 	filter, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 3},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 5},
 		bpf.LoadAbsolute{Off: ethernetLen + 1, Size: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x3f << 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(lab.StampAnswer) << 2, SkipTrue: 4, SkipFalse: 5},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(lab.StampAnswer) << 2, SkipFalse: 7},
+		bpf.LoadAbsolute{Off: ipv4ID, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(number), SkipTrue: 4, SkipFalse: 5},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipFalse: 4},
-		bpf.LoadAbsolute{Off: ethernetLen, Size: 2},
-		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x3f << 6},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(lab.StampAnswer) << 6, SkipFalse: 1},
+		bpf.LoadAbsolute{Off: ethernetLen, Size: 4},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x3f<<22 | 0xfffff},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(lab.StampAnswer)<<22 | uint32(number), SkipFalse: 1},
 		bpf.RetConstant{Val: maxFrame},
 		bpf.RetConstant{Val: 0},
 	})
@@ -160,13 +160,14 @@ func answer(frame []byte, link lab.Link) bool {
 	if len(frame) < ethernetLen+ipv4Len {
 		return false
 	}
-	ipv6 := binary.BigEndian.Uint16(frame[12:]) == unix.ETH_P_IPV6
+	ethertype := binary.BigEndian.Uint16(frame[12:])
+	ipv6 := ethertype == unix.ETH_P_IPV6
 	l4, source, addrLen, protocol := ethernetLen+ipv4Len, ipv4Source, 4, frame[ethernetLen+9]
 	if ipv6 {
 		l4, source, addrLen, protocol = ethernetLen+ipv6Len, ipv6Source, 16, frame[ethernetLen+6]
 	}
 	tr, known := transportOf(protocol)
-	if !known || len(frame) < l4+tr.len {
+	if !known || !ipv6 && ethertype != unix.ETH_P_IP || len(frame) < l4+tr.len {
 		return false
 	}
 	putEthernet(frame, link.MAC, link.Peer, ipv6)

@@ -41,7 +41,7 @@ type Flood struct {
 	Count int
 	// Rate is in flows per second, 0 for as fast as possible.
 	Rate float64
-	// Duration ends the flood even if flows are missing; 0 means that it takes as long as Count and Rate need.
+	// Duration ends the flood even if some of Count are missing; 0 means that it takes as long as Count and Rate need.
 	Duration time.Duration
 
 	// Answer makes the server side answer each packet, once: with a SYN-ACK, the datagram itself, an echo reply, an
@@ -52,6 +52,7 @@ type Flood struct {
 // FloodReport says what a flood did.
 type FloodReport struct {
 	Sent     int           // packets handed to the link, one per flow
+	Lost     int           // of these, what the kernel dropped before the firewall, for want of time: not in its table
 	Answered int           // answers that the server side sent; 0 unless asked for
 	Elapsed  time.Duration // of sending
 }
@@ -143,22 +144,27 @@ func (f Flood) Run(ctx context.Context, fw *lab.Firewall) (FloodReport, error) {
 	if err := f.validate(fw); err != nil {
 		return FloodReport{}, fmt.Errorf("flood: %w", err)
 	}
-	if f.Duration > 0 {
+	if f.Duration > 0 && (f.Count > 0 || f.Rate == 0) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.Duration)
 		defer cancel()
 	}
-	s, err := f.newSender(fw)
+	fd, err := packetSocket(fw.Client, fw.ClientLink)
 	if err != nil {
 		return FloodReport{}, fmt.Errorf("flood: %w", err)
 	}
-	defer s.close()
+	defer unix.Close(fd)
+	s := f.sender(fd, fw.ClientLink)
 	if f.Answer {
-		if s.answers, err = startAnswers(fw); err != nil {
+		if s.answers, err = startAnswers(fw, s.number); err != nil {
 			return FloodReport{}, fmt.Errorf("flood: answers: %w", err)
 		}
 	}
 
+	dropped, err := fw.ClientLink.Dropped(fw.Client)
+	if err != nil {
+		return FloodReport{}, fmt.Errorf("flood: %w", err)
+	}
 	var report FloodReport
 	done := make(chan struct{})
 	go func() {
@@ -171,6 +177,9 @@ func (f Flood) Run(ctx context.Context, fw *lab.Firewall) (FloodReport, error) {
 		report.Elapsed = time.Since(start)
 	}()
 	<-done
+	after, droppedErr := fw.ClientLink.Dropped(fw.Client)
+	report.Lost = int(after - dropped)
+	err = errors.Join(err, droppedErr)
 	if s.answers != nil {
 		s.answers.await(ctx, report.Sent)
 		var answersErr error

@@ -2,13 +2,17 @@ package traffic_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
+	vnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/lab"
@@ -70,8 +74,8 @@ func TestFloodMakesExactlyItsFlows(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if report.Sent != c.flood.Count || report.Answered != 0 {
-					t.Errorf("sent %d packets and answered %d, want %d and 0", report.Sent, report.Answered, c.flood.Count)
+				if report.Sent != c.flood.Count || report.Answered != 0 || report.Lost != 0 {
+					t.Errorf("%+v, want %d sent, none lost, none answered", report, c.flood.Count)
 				}
 				expectFlows(t, fw, c.flood, c.sources, c.destinations)
 			})
@@ -161,6 +165,78 @@ func TestFloodAtARate(t *testing.T) {
 	t.Logf("%d packets in %v", report.Sent, report.Elapsed)
 }
 
+func TestFloodOfARateAndADurationIsExact(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{})
+	f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: oneClient4, Destinations: oneServer4, Port: 53, Rate: 3000, Duration: 200 * time.Millisecond}
+	report, err := f.Run(t.Context(), fw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := fw.Entries(); err != nil || entries != 600 || report.Sent != 600 {
+		t.Errorf("sent %d, %d entries (%v), want 600 of 3000/s in 200 ms", report.Sent, entries, err)
+	}
+}
+
+func TestFloodOfADurationOnlyEnds(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{})
+	f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: oneClient4, Destinations: oneServer4, Port: 53, Duration: 10 * time.Millisecond}
+	report, err := f.Run(t.Context(), fw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := fw.Entries(); err != nil || entries != report.Sent || entries == 0 {
+		t.Errorf("sent %d, %d entries (%v), want as many, and some", report.Sent, entries, err)
+	}
+}
+
+// Two floods at once through one firewall, both answered: each flow gets one answer.
+func TestFloodsSideBySide(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{IPv6: true, Sysctls: map[string]string{"net.netfilter.nf_conntrack_acct": "1"}})
+	var floods sync.WaitGroup
+	for i, f := range []traffic.Flood{
+		{Protocol: unix.IPPROTO_UDP, Sources: oneClient4, Destinations: oneServer4, Port: 53, Count: 1000, Answer: true},
+		{Protocol: unix.IPPROTO_TCP, Sources: oneClient4, Destinations: oneServer4, Port: 443, Count: 1000, Answer: true},
+		{Protocol: unix.IPPROTO_UDP, Sources: oneClient6, Destinations: oneServer6, Port: 53, Count: 1000, Answer: true},
+		{Protocol: unix.IPPROTO_UDP, Sources: oneClient6, Destinations: oneServer6, Port: 80, Count: 1000, Answer: true},
+	} {
+		floods.Go(func() {
+			report, err := f.Run(t.Context(), fw)
+			if err != nil || report.Sent != f.Count || report.Answered != f.Count || report.Lost != 0 {
+				t.Errorf("flood %d: %+v, %v; want %d sent and answered", i, report, err, f.Count)
+			}
+		})
+	}
+	floods.Wait()
+	flows := dump(t, fw)
+	if len(flows) != 4000 {
+		t.Errorf("%d entries, want 4000", len(flows))
+	}
+	for _, f := range flows {
+		if there, back := f.CountersOrig.Packets, f.CountersReply.Packets; there != 1 || back != 1 {
+			t.Fatalf("%d packets one way and %d the other, want one each: %v", there, back, f)
+		}
+	}
+}
+
+// The answers find their way back through address translation.
+func TestFloodThroughNAT(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{Masquerade: true, DNAT: []lab.DNAT{
+		{Protocol: unix.IPPROTO_UDP, From: netip.MustParseAddrPort("203.0.113.7:53"), To: netip.MustParseAddrPort("203.0.113.70:5353")},
+	}})
+	f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: prefix("198.18.0.0/30"), Destinations: oneServer4, Port: 53, Count: 400, Answer: true}
+	report, err := f.Run(t.Context(), fw)
+	if err != nil || report.Answered != f.Count {
+		t.Errorf("%+v, %v; want %d answered", report, err, f.Count)
+	}
+	expectFlows(t, fw, f, 4, 1)
+	for _, flow := range dump(t, fw) {
+		back := flow.TupleReply
+		if back.IP.SourceAddress != netip.MustParseAddr("203.0.113.70") || back.Proto.SourcePort != 5353 || !slices.Contains(fw.Addrs, back.IP.DestinationAddress) {
+			t.Fatalf("reply tuple %v, want from 203.0.113.70:5353 to one of %v", back, fw.Addrs)
+		}
+	}
+}
+
 func TestFloodEndsWithItsContext(t *testing.T) {
 	fw := one(t, lab.FirewallSpec{})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -175,6 +251,38 @@ func TestFloodEndsWithItsContext(t *testing.T) {
 	}
 	if got, err := fw.Entries(); err != nil || got != report.Sent {
 		t.Errorf("%d entries (%v), and %d were reported", got, err, report.Sent)
+	}
+}
+
+// A link that is down must end the flood with an error, not hold it up.
+func TestFloodOverALinkThatIsDown(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{})
+	err := fw.Client.Do(func() error {
+		link, err := vnetlink.LinkByName(fw.ClientLink.Name)
+		if err != nil {
+			return err
+		}
+		return vnetlink.LinkSetDown(link)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: oneClient4, Destinations: oneServer4, Port: 53, Count: 10}
+	if report, err := f.Run(t.Context(), fw); !errors.Is(err, unix.ENETDOWN) || report.Sent != 0 {
+		t.Errorf("%+v, %v; want none sent and %v", report, err, unix.ENETDOWN)
+	}
+}
+
+// A firewall that lets nothing through leaves the flood without answers, which must not hold it up either.
+func TestFloodWithoutAnswersGoesOn(t *testing.T) {
+	fw := one(t, lab.FirewallSpec{})
+	if err := fw.SetSysctl("net.ipv4.ip_forward", "0"); err != nil {
+		t.Fatal(err)
+	}
+	f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: oneClient4, Destinations: oneServer4, Port: 53, Count: 200, Answer: true}
+	report, err := f.Run(t.Context(), fw)
+	if err != nil || report.Sent != f.Count || report.Answered != 0 {
+		t.Errorf("%+v, %v; want all sent and none answered", report, err)
 	}
 }
 
@@ -218,13 +326,15 @@ func BenchmarkFlood(b *testing.B) {
 	for _, c := range []struct {
 		name                  string
 		sources, destinations netip.Prefix
+		answer                bool
 	}{
-		{"ipv4", prefix("198.18.0.0/24"), oneServer4},
-		{"ipv6", prefix("2001:db8:18::/120"), oneServer6},
+		{"ipv4", prefix("198.18.0.0/24"), oneServer4, false},
+		{"ipv6", prefix("2001:db8:18::/120"), oneServer6, false},
+		{"answered", prefix("198.18.0.0/24"), oneServer4, true},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			fw := one(b, lab.FirewallSpec{IPv6: true})
-			f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: c.sources, Destinations: c.destinations, Port: 53, Count: 1}
+			f := traffic.Flood{Protocol: unix.IPPROTO_UDP, Sources: c.sources, Destinations: c.destinations, Port: 53, Answer: c.answer}
 			b.ReportAllocs()
 			b.ResetTimer()
 			f.Count = b.N

@@ -17,6 +17,7 @@ const (
 	ipv4Len     = 20
 	ipv6Len     = 40
 
+	ipv4ID       = ethernetLen + 4
 	ipv4Checksum = ethernetLen + 10
 	ipv4Source   = ethernetLen + 12
 	ipv6Source   = ethernetLen + 8 // the destination follows the source in both families
@@ -81,7 +82,9 @@ type template struct {
 	l4Sum     uint64
 }
 
-func newTemplate(protocol uint8, ipv6 bool, stamp lab.Stamp, link lab.Link) *template {
+// newTemplate makes the template of a flood. Its number, which every packet carries through the firewall in the IPv4
+// identification or the IPv6 flow label, tells it from others that are under way.
+func newTemplate(protocol uint8, ipv6 bool, stamp lab.Stamp, number uint16, link lab.Link) *template {
 	tr, _ := transportOf(protocol)
 	t := &template{transport: tr, protocol: protocol}
 	ipLen := ipv4Len
@@ -95,13 +98,14 @@ func newTemplate(protocol uint8, ipv6 bool, stamp lab.Stamp, link lab.Link) *tem
 	const hops = 64
 	if ipv6 {
 		t.addrLen, t.source = 16, ipv6Source
-		binary.BigEndian.PutUint32(ip, 6<<28|uint32(stamp)<<22)
+		binary.BigEndian.PutUint32(ip, 6<<28|uint32(stamp)<<22|uint32(number))
 		binary.BigEndian.PutUint16(ip[4:], uint16(tr.len))
 		ip[6], ip[7] = protocol, hops
 	} else {
 		t.addrLen, t.source = 4, ipv4Source
 		ip[0], ip[1] = 4<<4|ipv4Len/4, byte(stamp)<<2
 		binary.BigEndian.PutUint16(ip[2:], uint16(ipLen+tr.len))
+		binary.BigEndian.PutUint16(ip[4:], number)
 		binary.BigEndian.PutUint16(ip[6:], 0x4000) // don't fragment
 		ip[8], ip[9] = hops, protocol
 		t.ipSum = sum(ip)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,12 +22,20 @@ const sendBatch = 256
 // pause is how long the sender sleeps when nothing is due.
 const pause = time.Millisecond
 
+// floods counts the floods of this process, which gives each its number.
+var floods atomic.Uint32
+
+// patience is how long a flood waits for something that does not come, a link that takes packets or an answer, before
+// it goes on without.
+const patience = 500 * time.Millisecond
+
 // sender makes the packets of one flood and sends them.
 type sender struct {
 	fd       int
 	template *template
 	batch    *batch
-	next     int // number of the next flow
+	number   uint16 // of the flood
+	next     int    // number of the next flow
 
 	sources, dests           addresses
 	destPorts                int
@@ -35,11 +44,8 @@ type sender struct {
 	answers *answers // nil when nothing answers
 }
 
-func (f Flood) newSender(fw *lab.Firewall) (*sender, error) {
-	fd, err := packetSocket(fw.Client, fw.ClientLink, 0)
-	if err != nil {
-		return nil, err
-	}
+// sender makes the sender of a valid flood on a packet socket of link.
+func (f Flood) sender(fd int, link lab.Link) *sender {
 	stamp := lab.StampSilent
 	if f.Answer {
 		stamp = lab.StampAnswer
@@ -47,13 +53,14 @@ func (f Flood) newSender(fw *lab.Firewall) (*sender, error) {
 	d := f.dimensions()
 	s := &sender{
 		fd:            fd,
-		template:      newTemplate(f.Protocol, f.Sources.Addr().Is6(), stamp, fw.ClientLink),
+		number:        uint16(floods.Add(1)),
 		next:          f.First,
 		sources:       newAddresses(f.Sources, d[0]),
 		dests:         newAddresses(f.Destinations, d[1]),
 		destPorts:     d[2],
 		firstDestPort: f.Port,
 	}
+	s.template = newTemplate(f.Protocol, f.Sources.Addr().Is6(), stamp, s.number, link)
 	if s.template.transport.destPort >= 0 {
 		s.firstPort = firstPort
 	}
@@ -61,11 +68,7 @@ func (f Flood) newSender(fw *lab.Firewall) (*sender, error) {
 	for i := range s.batch.len() {
 		copy(s.batch.packet(i), s.template.frame)
 	}
-	return s, nil
-}
-
-func (s *sender) close() {
-	_ = unix.Close(s.fd)
+	return s
 }
 
 // fill writes flow number flow into packet i of the batch.
@@ -107,37 +110,39 @@ func (s *sender) send(ctx context.Context, total int, rate float64, start time.T
 
 // flush sends the first n packets of the batch, those that the link refuses for the moment a little later.
 func (s *sender) flush(ctx context.Context, n int, sent *int) error {
+	moved := time.Now()
 	for done := 0; done < n; {
 		k, err := s.batch.send(s.fd, done, n)
 		switch {
 		case err == nil:
 			done += k
 			*sent += k
-		case errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN):
-			if ctx.Err() != nil {
-				return nil
-			}
-			time.Sleep(pause)
-		default:
+			moved = time.Now()
+		case !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN):
 			return err
+		case ctx.Err() != nil:
+			return nil
+		case time.Since(moved) > patience:
+			return fmt.Errorf("the link takes no packets: %w", err)
+		default:
+			time.Sleep(pause)
 		}
 	}
 	return nil
 }
 
-// packetSocket opens a packet socket on a link: for sending only if protocol is 0.
-func packetSocket(ns *host.Namespace, link lab.Link, protocol uint16) (int, error) {
+// packetSocket opens a packet socket on a link, which sends and receives nothing yet.
+func packetSocket(ns *host.Namespace, link lab.Link) (int, error) {
 	fd := -1
 	err := ns.Do(func() (err error) {
-		// Protocol 0 until it is bound: otherwise it would take in what arrives on any link.
+		// Protocol 0 receives nothing.
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {
 		return -1, fmt.Errorf("open packet socket: %w", err)
 	}
-	to := &unix.SockaddrLinklayer{Ifindex: link.Index, Protocol: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))}
-	if err := unix.Bind(fd, to); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: link.Index}); err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("bind packet socket to %s: %w", link.Name, err)
 	}
