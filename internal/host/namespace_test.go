@@ -198,7 +198,7 @@ func TestOpenNamespaceErrors(t *testing.T) {
 	} {
 		n, err := OpenNamespace(c.name)
 		if err == nil {
-			n.Close()
+			_ = n.Close()
 			t.Errorf("%q: opened, want an error", c.name)
 			continue
 		}

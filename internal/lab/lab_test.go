@@ -134,9 +134,9 @@ func TestDNAT(t *testing.T) {
 		if original != netip.MustParseAddrPort(c.dial) {
 			t.Errorf("entry's original destination is %s, want %s", original, c.dial)
 		}
-		real := netip.AddrPortFrom(flow.TupleReply.IP.SourceAddress, flow.TupleReply.Proto.SourcePort)
-		if real != netip.MustParseAddrPort(c.listen) {
-			t.Errorf("entry's reply source is %s, want %s", real, c.listen)
+		server := netip.AddrPortFrom(flow.TupleReply.IP.SourceAddress, flow.TupleReply.Proto.SourcePort)
+		if server != netip.MustParseAddrPort(c.listen) {
+			t.Errorf("entry's reply source is %s, want %s", server, c.listen)
 		}
 	}
 }

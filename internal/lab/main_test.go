@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -114,6 +115,6 @@ func serveLab(ctx context.Context, listeners []net.Listener) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(client, "uid %d, %d entries\n", os.Getuid(), entries)
-	return client.Close()
+	_, err = fmt.Fprintf(client, "uid %d, %d entries\n", os.Getuid(), entries)
+	return errors.Join(err, client.Close())
 }

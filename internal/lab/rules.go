@@ -17,6 +17,7 @@ import (
 // would change the firewall's entries. Packets without a stamp are ordinary traffic.
 type Stamp uint8
 
+// The stamps that package traffic uses.
 const (
 	StampSilent Stamp = 0b000011 // wants no answer
 	StampAnswer Stamp = 0b000111 // package traffic answers it before it is dropped
@@ -64,7 +65,7 @@ func (fw *Firewall) addRules(spec FirewallSpec) error {
 
 func (fw *Firewall) checkDNAT(d DNAT) error {
 	for _, a := range []netip.Addr{d.From.Addr(), d.To.Addr()} {
-		if !ServerPrefix4.Contains(a) && !(fw.IPv6 && ServerPrefix6.Contains(a)) {
+		if atServer := ServerPrefix4.Contains(a) || fw.IPv6 && ServerPrefix6.Contains(a); !atServer {
 			return fmt.Errorf("DNAT %s to %s: %s is not at the server side", d.From, d.To, a)
 		}
 	}

@@ -153,7 +153,7 @@ func (f Flood) Run(ctx context.Context, fw *lab.Firewall) (FloodReport, error) {
 	if err != nil {
 		return FloodReport{}, fmt.Errorf("flood: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	s := f.sender(fd, fw.ClientLink)
 	if f.Answer {
 		if s.answers, err = startAnswers(fw, s.number); err != nil {

@@ -75,7 +75,7 @@ func Start(ctx context.Context, fw *lab.Firewall, talk Talk) (*Talkers, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	t := &Talkers{fw: fw, talk: talk, cancel: cancel}
 	if err := t.start(ctx); err != nil {
-		_ = t.Close()
+		t.Close()
 		return nil, fmt.Errorf("start talkers: %w", err)
 	}
 	return t, nil
@@ -123,10 +123,9 @@ func (t *Talkers) Stats() TalkStats {
 }
 
 // Close ends all conversations, which does not count as breaking them, and the servers.
-func (t *Talkers) Close() error {
+func (t *Talkers) Close() {
 	t.cancel()
 	t.work.Wait()
-	return nil
 }
 
 // server is the address that client i talks to. The validated talk has one.
@@ -155,7 +154,7 @@ func (talk Talk) validate(fw *lab.Firewall) error {
 		}
 	}
 	for _, s := range talk.Servers {
-		if !lab.ServerPrefix4.Contains(s) && !(fw.IPv6 && lab.ServerPrefix6.Contains(s)) {
+		if atServer := lab.ServerPrefix4.Contains(s) || fw.IPv6 && lab.ServerPrefix6.Contains(s); !atServer {
 			return fmt.Errorf("server %s: not at the server side", s)
 		}
 	}
