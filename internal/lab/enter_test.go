@@ -3,6 +3,7 @@ package lab_test
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/lab"
 )
@@ -28,6 +31,12 @@ type program struct {
 // start runs the program without root's rights.
 func start(t *testing.T, role string) *program {
 	t.Helper()
+	return startAt(t, role, nil)
+}
+
+// startAt runs it in a session of its own whose terminal is tty, unless that is nil.
+func startAt(t *testing.T, role string, tty *os.File) *program {
+	t.Helper()
 	if err := lab.Permitted(); err != nil {
 		if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
 			t.Fatal(err)
@@ -39,11 +48,16 @@ func start(t *testing.T, role string) *program {
 	p.Env = append(os.Environ(), roleVar+"="+role)
 	p.Dir = "/"
 	p.Stderr = p.stderr
+	p.SysProcAttr = &syscall.SysProcAttr{}
+	if tty != nil {
+		p.Stdin = tty
+		p.SysProcAttr.Setsid, p.SysProcAttr.Setctty = true, true // of descriptor 0
+	}
 	if os.Geteuid() == 0 {
 		if users, err := os.ReadFile("/proc/self/uid_map"); err != nil || len(strings.Fields(string(users))) != 3 || strings.Fields(string(users))[2] == "1" {
 			t.Skip("root of a user namespace with one user cannot become another")
 		}
-		p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		p.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
 	stdout, err := p.StdoutPipe()
 	if err != nil {
@@ -117,6 +131,44 @@ func TestEnterPassesSignalsOn(t *testing.T) {
 			p.expectExit(t, 5)
 		})
 	}
+}
+
+// The terminal sends Ctrl-C to both processes; the one inside must get it once, and the other live on to report its
+// exit code.
+func TestEnterAtATerminal(t *testing.T) {
+	master, tty := openTerminal(t)
+	p := startAt(t, "signal", tty)
+	p.line(t)
+	if _, err := master.Write([]byte{0x03}); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.line(t); got != "interrupt" {
+		t.Errorf("the process inside got %q, want interrupt", got)
+	}
+	p.expectExit(t, 5)
+}
+
+// openTerminal makes a pseudo-terminal.
+func openTerminal(t *testing.T) (master, tty *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("needs a pseudo-terminal: %v", err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tty.Close() })
+	return master, tty
 }
 
 func TestEnterReportsASignalAsExitCode(t *testing.T) {

@@ -22,7 +22,7 @@ type conversation struct {
 	client  netip.Addr
 	server  netip.AddrPort
 	conn    net.Conn
-	stop    func() bool // ends the watch over the context that the conversation was opened under
+	stop    func() bool // calls off closing conn when the context ends that the conversation was opened under
 	number  uint64      // of the last message
 	out, in [messageLen]byte
 }
@@ -77,7 +77,7 @@ func echoTCP(ctx context.Context, l net.Listener, work *sync.WaitGroup) {
 			return
 		}
 		work.Go(func() {
-			stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(0, 1)) })
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
 			_, _ = io.Copy(conn, conn) // its end shows at the client
 			_ = conn.Close()

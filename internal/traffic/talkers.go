@@ -250,7 +250,7 @@ func (t *Talkers) open(ctx context.Context, network string, client netip.Addr, s
 	if err != nil {
 		return nil, err
 	}
-	c.stop = context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(0, 1)) })
+	c.stop = context.AfterFunc(ctx, func() { _ = c.conn.Close() })
 	t.opened.Add(1)
 	return c, nil
 }
