@@ -48,7 +48,7 @@ func startAt(t *testing.T, role string, tty *os.File) *program {
 	p.Env = append(os.Environ(), roleVar+"="+role)
 	p.Dir = "/"
 	p.Stderr = p.stderr
-	p.SysProcAttr = &syscall.SysProcAttr{}
+	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: tty == nil} // a process group of its own, as in a shell
 	if tty != nil {
 		p.Stdin = tty
 		p.SysProcAttr.Setsid, p.SysProcAttr.Setctty = true, true // of descriptor 0
@@ -118,15 +118,27 @@ func TestEnterBuildsALabWithoutRoot(t *testing.T) {
 }
 
 func TestEnterPassesSignalsOn(t *testing.T) {
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(s.String(), func(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		signal  syscall.Signal
+		toGroup bool
+	}{
+		{"SIGTERM", syscall.SIGTERM, false},
+		{"SIGINT", syscall.SIGINT, false},
+		{"SIGINT to the group, as timeout(1) sends it", syscall.SIGINT, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			p := start(t, "signal")
 			p.line(t)
-			if err := p.Process.Signal(s); err != nil {
+			to := p.Process.Pid
+			if c.toGroup {
+				to = -to
+			}
+			if err := syscall.Kill(to, c.signal); err != nil {
 				t.Fatal(err)
 			}
-			if got := p.line(t); got != s.String() {
-				t.Errorf("the process inside got %q, want %q", got, s)
+			if got := p.line(t); got != c.signal.String() {
+				t.Errorf("the process inside got %q, want %q", got, c.signal)
 			}
 			p.expectExit(t, 5)
 		})
