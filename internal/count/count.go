@@ -1,9 +1,14 @@
 package count
 
 import (
-	"net/netip"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -20,6 +25,10 @@ type Config struct {
 	// realm. So a flood through one firewall cannot push out the others' keys.
 	// 0 means DefaultMaxKeys.
 	MaxKeys int
+	// MaxActive bounds the keys of each gauge of active flows on a firewall,
+	// which cannot evict: at the bound new keys are not counted, and the
+	// firewall's active count is marked approximate. 0 means DefaultMaxActive.
+	MaxActive int
 	// MaxFirewalls bounds how many senders are known at a time; batches of
 	// others are refused. 0 means DefaultMaxFirewalls.
 	MaxFirewalls int
@@ -36,6 +45,7 @@ type Level struct {
 // Defaults of Config, and the bound on zones.
 const (
 	DefaultMaxKeys      = 1 << 20
+	DefaultMaxActive    = 1 << 22
 	DefaultMaxFirewalls = 4096
 	// MaxZones is how many non-zero conntrack zones of one firewall are
 	// counted; events of further ones are refused, and counted as such.
@@ -43,89 +53,141 @@ const (
 )
 
 // Counter is the fleet's counts. It belongs to one goroutine.
-type Counter struct{}
+type Counter struct {
+	windows      []time.Duration
+	maxKeys      int
+	maxActive    int
+	maxFirewalls int
+	selectors    []selector
+	bySet        map[Set]int // selector of a set without its metric
+	seed         [2]uint64
+
+	firewalls map[string]*firewall
+	realms    map[string]*place
+
+	now, first int64 // stream's clock, ns
+	reclaimed  int64 // when reclaim last looked
+
+	// Scratch, so that counting does not allocate.
+	event    events.Event
+	tallies  []tally
+	hotIndex []int
+	hot      []Hot
+	hotSeen  map[hotKey]struct{}
+	lastHot  hotKey
+}
 
 // New returns an empty counter, or an error naming what is wrong with cfg.
-func New(cfg Config) (*Counter, error) { return &Counter{}, nil }
-
-// Apply counts a batch of ct.v1.events.<firewall>. The name comes from the
-// subject, stream is the stream's timestamp of the message in ns. It returns
-// the keys that the batch made hot, each once; they are valid until the next
-// call. A duplicate or a batch too old to tell is no error and changes nothing
-// but the account; an error means that the batch was refused and counted so.
-func (c *Counter) Apply(firewall string, b *events.Batch, stream int64) ([]Hot, error) {
-	return nil, nil
+func New(cfg Config) (*Counter, error) {
+	c := &Counter{
+		windows: slices.Clone(cfg.Windows), maxKeys: cfg.MaxKeys, maxActive: cfg.MaxActive, maxFirewalls: cfg.MaxFirewalls,
+		bySet: map[Set]int{}, seed: [2]uint64{rand.Uint64(), rand.Uint64()},
+		firewalls: map[string]*firewall{}, realms: map[string]*place{}, hotSeen: map[hotKey]struct{}{},
+	}
+	if c.maxKeys == 0 {
+		c.maxKeys = DefaultMaxKeys
+	}
+	if c.maxActive == 0 {
+		c.maxActive = DefaultMaxActive
+	}
+	if c.maxFirewalls == 0 {
+		c.maxFirewalls = DefaultMaxFirewalls
+	}
+	if c.maxActive < 0 || c.maxFirewalls < 0 {
+		return nil, fmt.Errorf("count: max active %d, max firewalls %d: neither may be negative", c.maxActive, c.maxFirewalls)
+	}
+	for _, track := range []Track{BySrc, ByDst} {
+		for m := range metrics {
+			if err := c.keep(Set{Track: track, Metric: m}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, set := range cfg.Sets {
+		if err := c.keep(set); err != nil {
+			return nil, err
+		}
+	}
+	for i, l := range cfg.Levels {
+		if err := c.watch(l); err != nil {
+			return nil, fmt.Errorf("count: level %d: %w", i+1, err)
+		}
+	}
+	// A table says what is wrong with windows, levels and bounds.
+	for i := range c.selectors {
+		for m := range Active {
+			for _, l := range [][]window.Level{c.selectors[i].site[m].windows, c.selectors[i].realm[m].windows} {
+				if _, err := window.New(window.Config{Windows: c.windows, Levels: l, MaxKeys: c.maxKeys}); err != nil {
+					return nil, fmt.Errorf("count: %w", err)
+				}
+			}
+		}
+	}
+	c.tallies = make([]tally, len(c.selectors))
+	return c, nil
 }
 
-// ApplySnapshot does the same with a batch of ct.v1.snapshots.<firewall>. Keys
-// become hot when the snapshot is complete and thereby visible.
-func (c *Counter) ApplySnapshot(firewall string, b *events.Batch, stream int64) ([]Hot, error) {
-	return nil, nil
+// keep makes set one of those that are counted.
+func (c *Counter) keep(set Set) error {
+	if err := set.check(); err != nil {
+		return fmt.Errorf("count: %w", err)
+	}
+	key := set.selector()
+	i, ok := c.bySet[key]
+	if !ok {
+		i = len(c.selectors)
+		c.bySet[key] = i
+		c.selectors = append(c.selectors, selector{set: key})
+	}
+	c.selectors[i].keeps[set.Metric] = true
+	return nil
 }
 
-// Refuse counts a message of firewall that could not be decoded.
-func (c *Counter) Refuse(firewall string) {}
+// watch makes a level one that keys are judged by.
+func (c *Counter) watch(l Level) error {
+	switch {
+	case l.Scope > FleetMax:
+		return fmt.Errorf("unknown scope %d", l.Scope)
+	case l.Count == 0:
+		return errors.New("a count of 0 is always reached")
+	case l.Set.Metric != Active && !slices.Contains(c.windows, l.Window):
+		return fmt.Errorf("window %v is not kept", l.Window)
+	}
+	if err := c.keep(l.Set); err != nil {
+		return err
+	}
+	s := &c.selectors[c.bySet[l.Set.selector()]]
+	if l.Scope == Fleet {
+		s.realm[l.Set.Metric].add(l)
+	} else {
+		s.site[l.Set.Metric].add(l)
+	}
+	return nil
+}
 
 // Now is the fleet's clock in Unix ns: the largest stream time seen, or what
-// Advance made of it.
-func (c *Counter) Now() int64 { return 0 }
+// Advance made of it. It is 0 until there is a message.
+func (c *Counter) Now() int64 { return c.now }
 
 // Advance moves the clock on (never back) and reclaims what has expired.
 // Callers do so from local time a few times a second, so that counts fall when
-// no batch arrives; in a replay they do not. Snapshots that waited for a live
-// batch that did not come may become visible: their hot keys are returned.
-func (c *Counter) Advance(now int64) []Hot { return nil }
-
-// Value is the count of key now. For Active known is false while no firewall
-// of the place has a complete snapshot; all other values are known. window is
-// ignored for Active and must otherwise be one of Config.Windows; a set, place
-// or window that is not kept has the value 0, unknown.
-func (c *Counter) Value(set Set, scope Scope, place Place, key netip.Prefix, window time.Duration) (value uint64, known bool) {
-	return 0, false
+// no batch arrives; in a replay they do not. Snapshots that waited in vain for a
+// live batch become visible: their hot keys are returned, valid until the next
+// call.
+func (c *Counter) Advance(now int64) []Hot {
+	c.now = max(c.now, now)
+	for _, r := range c.realms {
+		r.advance(c.now)
+		for _, s := range r.sites {
+			s.advance(c.now)
+		}
+	}
+	for _, f := range c.firewalls {
+		c.settle(f)
+	}
+	c.reclaim()
+	return c.takeHot()
 }
-
-// Shares is what each firewall contributes to key in the realm; firewalls
-// without any are left out.
-func (c *Counter) Shares(set Set, realm string, key netip.Prefix, window time.Duration) map[string]uint64 {
-	return nil
-}
-
-// Entry is one row of Top.
-type Entry struct {
-	Key   netip.Prefix
-	Value uint64
-}
-
-// Top returns the largest keys of a place, largest first, ties by key.
-func (c *Counter) Top(set Set, place Place, window time.Duration, limit int) []Entry { return nil }
-
-// UnrepliedShare is the part, 0 to 1, of key's flows that ended within the
-// window without an answer; nil when none has ended.
-func (c *Counter) UnrepliedShare(track Track, place Place, key netip.Prefix, window time.Duration) *float64 {
-	return nil
-}
-
-// Sample returns the most frequent peers (the other side's addresses) and
-// destination ports of key among the realm's recent NEW events, largest first,
-// at most limit each. It is a sample: the ring holds the last few thousand.
-func (c *Counter) Sample(track Track, place Place, key netip.Prefix, limit int) (peers, ports []events.Share) {
-	return nil, nil
-}
-
-// Unknown names the firewalls of a place whose active count is not known, in
-// order.
-func (c *Counter) Unknown(place Place) []string { return nil }
-
-// Lossy reports whether a firewall of the place lost events, as its producer
-// or a gap says, within the window before now.
-func (c *Counter) Lossy(place Place, window time.Duration) bool { return false }
-
-// Partial reports whether counting began less than window ago.
-func (c *Counter) Partial(window time.Duration) bool { return true }
-
-// Places lists where something is counted: every realm, then every firewall in
-// every realm that it has events of, in order.
-func (c *Counter) Places() []Place { return nil }
 
 // Account is what is known of one sender and of how completely it was heard.
 // All numbers are since this counter first heard it, over all its boots.
@@ -162,23 +224,86 @@ type Account struct {
 }
 
 // Firewalls returns every sender's account by name.
-func (c *Counter) Firewalls() []Account { return nil }
+func (c *Counter) Firewalls() []Account {
+	out := make([]Account, 0, len(c.firewalls))
+	for _, name := range slices.Sorted(maps.Keys(c.firewalls)) {
+		out = append(out, c.account(c.firewalls[name]))
+	}
+	return out
+}
 
 // Account returns the account of one sender.
-func (c *Counter) Account(firewall string) (Account, bool) { return Account{}, false }
+func (c *Counter) Account(firewall string) (Account, bool) {
+	f := c.firewalls[firewall]
+	if f == nil {
+		return Account{}, false
+	}
+	return c.account(f), true
+}
 
-// Forget drops a firewall and all it contributed: its active flows leave the
-// fleet's sum at once, its events leave the fleet's windows as they expire.
-func (c *Counter) Forget(firewall string) {}
+func (c *Counter) account(f *firewall) Account {
+	a := Account{
+		Firewall: f.name, Realm: f.realm, Boots: uint64(f.nboots), Rivals: rivals(f.boots, c.now),
+		Events: f.events, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
+		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
+		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
+		Approximate: f.epochs.approximate(f.newest) || f.crowded(),
+		Pending:     f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,
+	}
+	for _, b := range f.boots {
+		a.Lost += b.lost
+		a.Missing += b.missing
+	}
+	if f.newest != nil {
+		a.Boot, a.Seq = f.newest.id, f.newest.live.highest
+	}
+	if a.ActiveKnown {
+		a.Active = uint64(max(f.held[f.epochs.slot], 0))
+	}
+	return a
+}
 
 // Stats is what the counter holds, for metrics.
 type Stats struct {
 	Firewalls, Places int
 	Keys              int    // in all tables
 	Bytes             int    // of all tables
-	Evicted           uint64 // keys pushed out at MaxKeys
+	Evicted           uint64 // keys pushed out at MaxKeys, of the tables that there are now
 	TooLate           uint64 // events older than the longest window when they came
 }
 
 // Stats sums over all tables; it costs a pass over the places.
-func (c *Counter) Stats() Stats { return Stats{} }
+func (c *Counter) Stats() Stats {
+	s := Stats{Firewalls: len(c.firewalls), Places: len(c.realms)}
+	for _, r := range c.realms {
+		s.add(r)
+		s.Places += len(r.sites)
+		for _, p := range r.sites {
+			s.add(p)
+		}
+	}
+	return s
+}
+
+func (s *Stats) add(p *place) {
+	for i := range p.tables {
+		for m, t := range p.tables[i] {
+			if t == nil {
+				continue
+			}
+			one := t.Stats()
+			s.Keys += one.Keys
+			s.Bytes += one.Bytes
+			s.Evicted += one.Evicted
+			if p.realm == nil && i == 0 && Metric(m) != Unreplied {
+				s.TooLate += one.TooLate
+			}
+		}
+	}
+	for _, g := range p.gauges {
+		if g != nil {
+			s.Keys += g.n
+			s.Bytes += g.bytes()
+		}
+	}
+}

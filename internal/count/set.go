@@ -118,6 +118,18 @@ func (s *Set) bits(ipv6 bool) int {
 	return 32
 }
 
+// selector is the set without its metric, with equal lengths written equally.
+func (s Set) selector() Set {
+	s.Metric = 0
+	if s.IPv4Bits == 32 {
+		s.IPv4Bits = 0
+	}
+	if s.IPv6Bits == 128 {
+		s.IPv6Bits = 0
+	}
+	return s
+}
+
 func (s *Set) check() error {
 	switch {
 	case s.Track > ByDst:

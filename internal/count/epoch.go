@@ -1,0 +1,189 @@
+package count
+
+import (
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/window"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// An epoch is one life of a firewall's active set. Each snapshot begins one; it
+// holds every flow once, and is shown from the moment it is complete here.
+//
+// The producer knows the identity of each flow and says of every event whether
+// it changes the set of its own epoch (unless Unheld) and of the one before
+// (unless UnheldBefore). So the two that may be needed at a time, the one that
+// is shown and the one that is being completed, are kept by adding and
+// subtracting, in whatever order live batches and snapshot batches arrive.
+//
+// Epochs are ordered: by boot, then by the producer's number. 0 is none.
+type epoch uint64
+
+func epochOf(b *boot, n uint32) epoch {
+	if n == 0 {
+		return 0 // sent before the first snapshot began
+	}
+	return epoch(b.order)<<32 | epoch(n)
+}
+
+func (e epoch) number() uint32 { return uint32(e) }
+func (e epoch) boot() uint32   { return uint32(e >> 32) }
+
+// patience is how long a complete snapshot waits for live batches that are
+// missing before its end. Then it is shown without them, as approximate.
+const patience = 5 * time.Second
+
+// snapshot is what is known of one epoch's dump.
+type snapshot struct {
+	epoch epoch
+	boot  *boot
+	since int64 // stream time of the first sign of it
+
+	begin, end           uint64 // sequences of its first and last batch; 0: not yet here
+	parts                uint64 // batches that are here
+	beginAfter, endAfter uint64 // the live sequences that these follow
+	ended                int64  // stream time of the last batch
+	lostBefore           uint64 // the producer's losses when it began
+	aborted              bool
+}
+
+// whole reports whether all its batches are here, and all live batches that
+// its end follows.
+func (s *snapshot) whole(now int64) bool {
+	if s.epoch == 0 || s.aborted || s.begin == 0 || s.end < s.begin || s.parts != s.end-s.begin+1 {
+		return false
+	}
+	live := &s.boot.live
+	switch {
+	case s.endAfter == s.beginAfter:
+		return true
+	case live.highest < s.endAfter || live.lowest > s.beginAfter+1:
+		// Not heard yet; or never to be heard, because this listener came later
+		// than the dump: then only the next one can be trusted.
+		return false
+	}
+	return live.upto >= s.endAfter || now-s.ended > int64(patience)
+}
+
+// exact reports whether every live batch since its beginning was applied and
+// the producer lost nothing.
+func (s *snapshot) exact() bool {
+	live := &s.boot.live
+	if s.boot.lost > s.lostBefore {
+		return false
+	}
+	return live.highest == 0 || live.lowest <= s.beginAfter+1 && live.gaveUp <= s.beginAfter && live.upto == live.highest
+}
+
+// epochs are the two epochs of one firewall.
+type epochs struct {
+	shown   snapshot
+	pending snapshot
+	// slot is the index in the gauges' numbers of the one that is shown; the
+	// other index is the pending one's.
+	slot int
+	// skipped: an epoch was completed by the producer, but not here. What later
+	// events say of "the epoch before" is about that one, not the one shown.
+	skipped bool
+	dirty   bool // the pending slot has been written to
+}
+
+// effect says which sets an event changes.
+type effect struct {
+	shown, pending           bool
+	shownFlag, pendingFlag   events.Flags // an event with this flag does not, after all
+	shownIndex, pendingIndex int
+}
+
+// deltas returns what an event does to the two numbers of its key.
+func (f *effect) deltas(e *events.Event) (d [2]int32) {
+	by := int32(1)
+	if e.Type == events.Destroy {
+		by = -1
+	}
+	if f.shown && e.Flags&f.shownFlag == 0 {
+		d[f.shownIndex] = by
+	}
+	if f.pending && e.Flags&f.pendingFlag == 0 {
+		d[f.pendingIndex] = by
+	}
+	return d
+}
+
+// effect returns what a live batch's events do, or nothing when they belong to
+// no set that is kept.
+func (s *epochs) effect(id epoch) effect {
+	f := effect{shownIndex: s.slot, pendingIndex: 1 - s.slot, shownFlag: events.UnheldBefore, pendingFlag: events.Unheld}
+	sameBoot := s.shown.epoch != 0 && s.shown.epoch.boot() == id.boot()
+	switch {
+	case id == 0 || id < s.shown.epoch:
+	case id == s.shown.epoch:
+		f.shown, f.shownFlag = true, events.Unheld
+	case id == s.pending.epoch:
+		f.shown = sameBoot
+		f.pending = !s.pending.aborted
+	case id < s.pending.epoch:
+		f.shown = sameBoot
+	}
+	return f
+}
+
+// approximate reports whether what is shown may differ from the table, newest
+// being the boot heard last.
+func (s *epochs) approximate(newest *boot) bool {
+	return s.shown.epoch != 0 && (s.skipped || newest != nil && s.shown.boot.order < newest.order || !s.shown.exact())
+}
+
+// meet makes id the pending epoch when it is newer than those known.
+func (c *Counter) meet(f *firewall, b *boot, id epoch, stream int64) {
+	s := &f.epochs
+	if id <= s.shown.epoch || id <= s.pending.epoch {
+		return
+	}
+	if s.pending.epoch != 0 && !s.pending.aborted && s.shown.epoch != 0 {
+		s.skipped = true
+	}
+	c.clearPending(f)
+	s.pending = snapshot{epoch: id, boot: b, since: stream}
+}
+
+// clearPending empties the sets that a snapshot had begun to fill.
+func (c *Counter) clearPending(f *firewall) {
+	s := &f.epochs
+	if !s.dirty {
+		return
+	}
+	for _, site := range f.sites {
+		for _, g := range site.gauges {
+			if g != nil {
+				g.clear(1 - s.slot)
+			}
+		}
+	}
+	f.held[1-s.slot], s.dirty = 0, false
+}
+
+// settle shows the pending epoch when it has become whole: the realms' sums
+// change by the difference.
+func (c *Counter) settle(f *firewall) {
+	s := &f.epochs
+	if !s.pending.whole(c.now) {
+		return
+	}
+	old, now := s.slot, 1-s.slot
+	for _, site := range f.sites {
+		for i, g := range site.gauges {
+			if g == nil {
+				continue
+			}
+			g.each(func(k window.Key, v [2]int32) {
+				sum, _ := site.realm.gauge(c, i).add(k, [2]int32{v[now] - v[old]})
+				c.judgeActive(site, i, k, v[now], sum[0])
+			})
+			g.clear(old)
+		}
+	}
+	f.held[old] = 0
+	s.slot, s.shown, s.pending = now, s.pending, snapshot{}
+	s.skipped, s.dirty = false, false
+}
