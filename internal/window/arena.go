@@ -18,10 +18,11 @@ type class struct {
 	blocks []block
 	room   []uint64 // a bit per block: it has a free chunk
 	live   int      // chunks in use
+	spare  int      // blocks that hold memory and no chunk in use
 }
 
 type block struct {
-	mem  []byte // nil while none of its chunks is in use
+	mem  []byte // may be nil while none of its chunks is in use
 	used [chunksPerBlock / 64]uint64
 	live int
 }
@@ -47,6 +48,8 @@ func (a *arena) alloc(l *line, n int) {
 	if b.mem == nil {
 		b.mem = make([]byte, chunksPerBlock*sizes[i])
 		a.held += len(b.mem)
+	} else if b.live == 0 {
+		c.spare--
 	}
 	for w, used := range b.used {
 		if used != ^uint64(0) {
@@ -93,6 +96,12 @@ func (a *arena) free(l *line) {
 	b.live--
 	c.live--
 	c.room[at/64] |= 1 << (at % 64)
+	if b.live == 0 {
+		// Some stay, so that a few chunks that come and go do not cost a block each time.
+		if c.spare++; c.spare > 1+len(c.blocks)/16 {
+			a.drop(c, b)
+		}
+	}
 	l.class, l.chunk, l.filled = 0, 0, 0
 }
 
@@ -103,14 +112,19 @@ func (a *arena) sparse(l *line) bool {
 	return int(l.chunk) > c.live+c.live/8+2*chunksPerBlock
 }
 
+func (a *arena) drop(c *class, b *block) {
+	a.held -= len(b.mem)
+	b.mem = nil
+	c.spare--
+}
+
 // trim gives back the blocks that are empty.
 func (a *arena) trim() {
 	for i := range a.classes {
 		c := &a.classes[i]
 		for j := range c.blocks {
 			if b := &c.blocks[j]; b.live == 0 && b.mem != nil {
-				a.held -= len(b.mem)
-				b.mem = nil
+				a.drop(c, b)
 			}
 		}
 		for n := len(c.blocks); n > 0 && c.blocks[n-1].mem == nil; n-- {

@@ -12,9 +12,10 @@ const slots = 20
 // A grid turns times into cells. A cell is the time between two neighbouring slot edges, whatever windows these edges belong to; it is
 // named by its lower edge, in ticks since the base. A tick is the largest unit of which all slots are multiples.
 type grid struct {
-	slot []int64 // ns, of each window, shortest first
-	tick int64   // ns
-	base int64   // ns: where cell 0 begins, a multiple of tick
+	slot    []int64 // ns, of each window, shortest first
+	tick    int64   // ns
+	base    int64   // ns: where cell 0 begins, a multiple of tick
+	strides strides
 
 	// The cells looked up last. The division that finds a cell is by then behind us: events come roughly in order.
 	shift uint
@@ -33,6 +34,13 @@ func newGrid(windows []int64) grid {
 	for _, w := range windows {
 		g.slot = append(g.slot, w/slots)
 		g.tick = gcd(g.tick, w/slots)
+	}
+	n := 0
+	for _, slot := range g.slot {
+		if stride := slot / g.tick; stride > nearCodes && n < strideCodes {
+			g.strides[n] = uint32(stride)
+			n++
+		}
 	}
 	for int64(2)<<g.shift <= g.slot[0] {
 		g.shift++

@@ -42,22 +42,36 @@ type cell struct {
 	count uint32
 }
 
-// appendCell packs one cell. The byte that is read first holds the distance to the next newer cell (at least 1) in its high half and the count (at
-// least 1) in its low half, both less one. 15 in either means that a variable-length number follows (that is: stands before
-// it) to be added, first for the distance, then for the count. So a cell of a busy key usually takes one byte.
-func appendCell(dst []byte, distance, count uint32) []byte {
-	head := byte(0)
+// strides are distances between cells that have a code of their own: the slots of the longer windows, in ticks. What has been merged lies mostly
+// one slot apart. Unused ones are 0.
+type strides [strideCodes]uint32
+
+const (
+	nearCodes   = 8 // distances 1 to 8
+	strideCodes = 15 - nearCodes
+	farCode     = 15
+)
+
+// append packs one cell. The byte that is read first has the code of the distance to the next newer cell in its high half: 0 to 7 for a distance of 1 to 8,
+// 8 to 14 for a stride, 15 for a number that follows (that is: stands before it). In its low half is the count less one, or 15 where
+// the count, less 16, follows after that. So a cell of a busy key usually takes a byte or two. Distance and count are at least 1.
+func (s *strides) append(dst []byte, distance, count uint32) []byte {
+	head := byte(15)
 	if count > 15 {
 		dst = appendBackward(dst, count-16)
-		head = 15
 	} else {
 		head = byte(count - 1)
 	}
-	if distance > 15 {
-		dst = appendBackward(dst, distance-16)
-		return append(dst, head|15<<4)
+	if distance <= nearCodes {
+		return append(dst, head|byte(distance-1)<<4)
 	}
-	return append(dst, head|byte(distance-1)<<4)
+	for i, stride := range s {
+		if distance == stride {
+			return append(dst, head|byte(nearCodes+i)<<4)
+		}
+	}
+	dst = appendBackward(dst, distance)
+	return append(dst, head|farCode<<4)
 }
 
 // appendBackward appends a number in groups of seven bits, such that it can be read from its end: the lowest group stands last, and
@@ -75,14 +89,15 @@ func appendBackward(dst []byte, v uint32) []byte {
 
 // A walk goes through a key's history, newest cell first.
 type walk struct {
-	at    uint32
-	bytes []byte // what is left of packed, then of the chunk
-	chunk []byte
+	at      uint32
+	bytes   []byte // what is left of packed, then of the chunk
+	chunk   []byte
+	strides *strides
 }
 
 // walk starts at the cell before the newest, which stands in the line itself.
 func (t *Table) walk(l *line) walk {
-	w := walk{at: l.last, bytes: l.packed[:l.used]}
+	w := walk{at: l.last, bytes: l.packed[:l.used], strides: &t.grid.strides}
 	if l.class != 0 {
 		w.chunk = t.arena.bytes(l.class, l.chunk)[:l.filled]
 	}
@@ -98,14 +113,18 @@ func (w *walk) next() (c cell, ok bool) {
 	}
 	head := w.bytes[len(w.bytes)-1]
 	w.bytes = w.bytes[:len(w.bytes)-1]
-	distance, count := uint32(head>>4)+1, uint32(head&15)+1
-	if distance > 15 {
-		distance += w.number()
+	switch code := head >> 4; {
+	case code < nearCodes:
+		w.at -= uint32(code) + 1
+	case code < farCode:
+		w.at -= w.strides[code-nearCodes]
+	default:
+		w.at -= w.number()
 	}
+	count := uint32(head&15) + 1
 	if count > 15 {
 		count += w.number()
 	}
-	w.at -= distance
 	return cell{w.at, count}, true
 }
 
@@ -130,7 +149,7 @@ func (t *Table) open(l *line, at, n uint32) {
 		return
 	}
 	var room [cellBytes]byte
-	packed := appendCell(room[:0], at-l.last, l.count)
+	packed := t.grid.strides.append(room[:0], at-l.last, l.count)
 	if int(l.used)+len(packed) > lineBytes {
 		t.spill(l, len(packed))
 	}
@@ -154,7 +173,7 @@ func (t *Table) spill(l *line, need int) {
 // late counts events in a cell older than the newest.
 func (t *Table) late(l *line, at, n uint32) {
 	// Most late events are late by a little, and their cell is there and small: change the count where it stands.
-	w := walk{at: l.last, bytes: l.packed[:l.used]}
+	w := walk{at: l.last, bytes: l.packed[:l.used], strides: &t.grid.strides}
 	for len(w.bytes) > 0 {
 		head := len(w.bytes) - 1
 		c, _ := w.next()
@@ -191,25 +210,25 @@ func (t *Table) rebuild(l *line, extra cell, need int) {
 	l.used = 0
 }
 
-// merge collects the cells of a history in t.cells, newest first. Edges are those of grid.edges; cells from unborn on are newer, and stay as they are.
+// merge collects the cells of a history in t.cells, newest first. All between two edges become one, named by the lower edge. Edges are those of grid.edges; cells from
+// unborn on are newer, and stay as they are.
 func (t *Table) merge(l *line, extra cell, edges []uint32, unborn uint32) {
 	t.cells = t.cells[:0]
 	put := func(c cell) (useful bool) {
-		together := true // with the newer one: no edge in between
 		for len(edges) > 0 && edges[0] > c.at {
 			edges = edges[1:]
-			together = false
 		}
 		if len(edges) == 0 {
 			return false
 		}
-		if n := len(t.cells); n > 0 {
-			if newer := &t.cells[n-1]; newer.at == c.at || together && newer.at < unborn {
-				newer.count = add(newer.count, c.count)
-				return true
-			}
+		if c.at < unborn {
+			c.at = edges[0]
 		}
-		t.cells = append(t.cells, c)
+		if n := len(t.cells); n > 0 && t.cells[n-1].at == c.at {
+			t.cells[n-1].count = add(t.cells[n-1].count, c.count)
+		} else {
+			t.cells = append(t.cells, c)
+		}
 		return true
 	}
 	for w := t.walk(l); ; {
@@ -232,7 +251,7 @@ func (t *Table) pack(newest uint32) {
 		if i > 0 {
 			newer = t.cells[i-1].at
 		}
-		t.packed = appendCell(t.packed, newer-c.at, c.count)
+		t.packed = t.grid.strides.append(t.packed, newer-c.at, c.count)
 	}
 }
 

@@ -59,7 +59,8 @@ func (t *Table) pass() {
 		t.unborn = min(t.unborn, end)
 		t.turn = min(t.turn, floor(t.now, slot)+slot)
 	}
-	t.oldest = t.first[len(t.first)-1]
+	// Not always the longest window's: one that is hardly shorter may have lost less of its oldest slot.
+	t.oldest = slices.Min(t.first)
 }
 
 // rebase renumbers all cells. It happens once in two billion ticks (a tick is 1 ms to some minutes).

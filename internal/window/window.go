@@ -46,7 +46,7 @@ type Stats struct {
 	Keys     int
 	Bytes    int    // memory held for keys and histories
 	Evicted  uint64 // keys that had to go for others while they still counted for something
-	TooLate  uint64 // events older than the longest window, not counted
+	TooLate  uint64 // events older than any window reaches, not counted
 	TooEarly uint64 // events beyond what the table can represent (over two billion slots ahead), not counted
 }
 
@@ -61,7 +61,7 @@ type Table struct {
 	turn    int64 // when now reaches it, an edge is passed
 	started bool
 	first   []uint32 // of each window, at now: its first cell
-	oldest  uint32   // the first cell of the longest window, at now
+	oldest  uint32   // the first cell that any window reaches, at now
 	unborn  uint32   // the first cell after now
 	edge    []uint32 // see grid.edges; of the time when edged was unborn
 	edged   uint32
@@ -77,8 +77,9 @@ type Table struct {
 	sweep sweep
 	evict evict
 
-	cells  []cell // scratch of rebuild
-	packed []byte
+	cells   []cell // scratch of rebuild
+	packed  []byte
+	fetched uint32 // keeps the reads of AddBatch, which nothing else needs, from being left out
 }
 
 // linesPerBlock lines are 64 KiB.
@@ -152,17 +153,21 @@ func (t *Table) setLevels(levels []Level) error {
 // Add counts n events of a key at a time. It returns hot if, with them, the key could have reached a level: never false when
 // [Table.Count] would show that it has, and seldom true otherwise.
 //
-// Times need not be in order; an event lands in the slot in which it happened. One that is older than the longest window is ignored, and counted in
+// Times need not be in order; an event lands in the slot in which it happened. One that is older than any window reaches is ignored, and counted in
 // [Stats.TooLate]. One later than now counts when now gets there.
 func (t *Table) Add(k Key, at int64, n uint32) (hot bool) {
 	if !t.started {
 		// Nothing is known of the time but this event, which may be late or early: assume as little as possible.
 		t.start(at - t.grid.longest())
 	}
-	return t.add(k, t.index.hash(k), at, n)
+	hash := t.index.hash(k)
+	number, known := t.find(k, hash)
+	return t.add(Event{k, at, n}, hash, number, known)
 }
 
-func (t *Table) add(k Key, hash uint64, at int64, n uint32) (hot bool) {
+// add does what Add does, for a key whose line is known or else not in the table.
+func (t *Table) add(e Event, hash uint64, number uint32, known bool) (hot bool) {
+	at, n := e.At, e.N
 	if n == 0 {
 		return false
 	}
@@ -175,9 +180,8 @@ func (t *Table) add(k Key, hash uint64, at int64, n uint32) (hot bool) {
 		}
 		return false
 	}
-	number, ok := t.find(k, hash)
-	if !ok {
-		number = t.insert(k, hash)
+	if !known {
+		number = t.insert(e.Key, hash)
 		l := t.line(number)
 		l.last, l.count = c, n
 		return t.spend(l, n, true)
@@ -207,7 +211,8 @@ func (t *Table) spend(l *line, n uint32, newer bool) (hot bool) {
 	return t.judge(l)
 }
 
-// judge computes the slack. Cells later than now are taken as if now had got there: the result is an upper bound at any time from now on.
+// judge computes the slack. It takes cells later than now as if now had got there, and a window to reach as far as any shorter one
+// does: what it finds is an upper bound of the counts at any time from now on.
 func (t *Table) judge(l *line) (hot bool) {
 	l.slack = 0
 	slack := uint64(math.MaxUint32)

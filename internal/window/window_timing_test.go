@@ -1,0 +1,91 @@
+package window
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+const sec = time.Second
+
+var (
+	oneWindow    = []time.Duration{10 * sec}
+	eightWindows = []time.Duration{sec, 5 * sec, 10 * sec, 30 * sec, 60 * sec, 300 * sec, 900 * sec, 3600 * sec}
+)
+
+func levels(windows []time.Duration, perSecond uint64) (l []Level) {
+	for _, w := range windows {
+		l = append(l, Level{w, perSecond * uint64(w/sec)})
+	}
+	return l
+}
+
+// A load is an endless stream of events, in batches of 512, 4 M events in a second.
+type load struct {
+	draw []Key // drawn in advance, so that drawing is not measured
+	next int
+	now  int64
+}
+
+const (
+	batchSize = 512
+	eventGap  = 250 // ns
+)
+
+func newLoad(zipf bool, keys int) *load {
+	r := rand.New(rand.NewPCG(1, 2))
+	z := rand.NewZipf(r, 1.1, 1, uint64(keys-1))
+	draw := make([]Key, 1<<21)
+	for i := range draw {
+		n := uint64(r.IntN(keys))
+		if zipf {
+			n = z.Uint64()
+		}
+		draw[i] = Key{Lo: 0xffff_0a00_0000 + n*2654435761%(1<<24)}
+	}
+	return &load{draw: draw, now: 1e18}
+}
+
+func (l *load) fill(events []Event) {
+	for i := range events {
+		l.now += eventGap
+		events[i] = Event{l.draw[l.next], l.now, 1}
+		l.next = (l.next + 1) % (1 << 21)
+	}
+}
+
+func BenchmarkAdd(b *testing.B) {
+	const keys = 1 << 20
+	for _, spread := range []string{"even", "zipf"} {
+		for _, windows := range [][]time.Duration{oneWindow, eightWindows} {
+			load := newLoad(spread == "zipf", keys)
+			table := newTable(b, Config{Windows: windows, Levels: levels(windows, 350), MaxKeys: 2 * keys})
+			events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+			for range 20_000_000 / batchSize {
+				load.fill(events)
+				table.Advance(load.now)
+				table.AddBatch(events, hot)
+			}
+			run := func(name string, add func()) {
+				b.Run(fmt.Sprintf("%s/windows=%d/%s", spread, len(windows), name), func(b *testing.B) {
+					b.ReportAllocs()
+					for i := 0; i < b.N; i += batchSize {
+						load.fill(events)
+						table.Advance(load.now)
+						add()
+					}
+					s := table.Stats()
+					b.ReportMetric(float64(s.Bytes)/float64(s.Keys), "B/key")
+				})
+			}
+			run("none", func() {})
+			run("add", func() {
+				for _, e := range events {
+					table.Add(e.Key, e.At, e.N)
+				}
+			})
+			run("batch", func() { hot = table.AddBatch(events, hot[:0]) })
+		}
+	}
+}
