@@ -81,6 +81,20 @@ func oracleTuple(t *timo.Tuple) events.Tuple {
 	return out
 }
 
+// wide reports whether msg has an attribute type beyond 255 where the oracle
+// reads one. It keeps the low byte only, and takes 0x1002 for 2.
+func wide(p []byte, depth int) bool {
+	for attrs := (attributes{p}); ; {
+		kind, v, ok, err := attrs.next()
+		if !ok || err != nil {
+			return false
+		}
+		if kind > 0xff || depth > 0 && wide(v, depth-1) {
+			return true
+		}
+	}
+}
+
 // mapped reports whether an address is IPv4 within IPv6, which the batch's
 // address form cannot tell from IPv4 without the family beside it.
 func mapped(addrs ...netip.Addr) bool {

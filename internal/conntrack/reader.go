@@ -62,9 +62,21 @@ type Reader struct {
 
 	undecodable atomic.Uint64
 
-	dropsMu   sync.Mutex
-	drops     uint64 // widened
-	dropsSeen uint32 // as the kernel last said
+	dropsMu sync.Mutex
+	drops   dropCount
+}
+
+// dropCount widens the kernel's count, which has 32 bits. Whoever looks at
+// least once per 2³² drops sees every wrap.
+type dropCount struct {
+	total uint64
+	last  uint32 // as the kernel said
+}
+
+func (d *dropCount) widen(kernel uint32) uint64 {
+	d.total += uint64(kernel - d.last)
+	d.last = kernel
+	return d.total
 }
 
 // NewReader joins the events of a namespace. From its return on every event is
@@ -208,11 +220,7 @@ func (r *Reader) Drops() (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read event drops: %w", err)
 	}
-	// The kernel counts in 32 bits; whoever asks at least once per 2³² drops
-	// sees every wrap.
-	r.drops += uint64(m.Drops - r.dropsSeen)
-	r.dropsSeen = m.Drops
-	return r.drops, nil
+	return r.drops.widen(m.Drops), nil
 }
 
 // Pressure is how many bytes of the socket's buffer are in use now, and how
