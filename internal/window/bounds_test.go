@@ -123,25 +123,25 @@ func TestMemory(t *testing.T) {
 
 // TestShrink: memory follows the number of keys down also where keys remain, and histories when keys fall quiet.
 func TestShrink(t *testing.T) {
-	table := newTable(t, Config{Windows: []time.Duration{time.Second, time.Minute}, MaxKeys: 10_000})
+	table := newTable(t, Config{Windows: []time.Duration{time.Second, time.Minute}, MaxKeys: 20_000})
 	now := int64(1e18)
 	busy := func(keys int) {
-		for range 100 {
-			now += int64(200 * time.Millisecond)
+		for range 50 {
+			now += int64(400 * time.Millisecond)
 			table.Advance(now)
 			for k := range keys {
 				table.Add(Key{Lo: uint64(k)}, now, 20)
 			}
 		}
 	}
-	busy(10_000)
+	busy(20_000)
 	large := table.Stats()
 	for range 20 { // two minutes
-		busy(500)
+		busy(1000)
 	}
 	small := table.Stats()
-	if small.Keys != 500 || small.Bytes > large.Bytes/8 {
-		t.Errorf("%+v with 500 keys, want an eighth of %+v at most", small, large)
+	if small.Keys != 1000 || small.Bytes > large.Bytes/8 {
+		t.Errorf("%+v with 1000 keys, want an eighth of %+v at most", small, large)
 	}
 
 }
