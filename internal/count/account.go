@@ -144,6 +144,25 @@ func (s *sequence) hear(seq uint64) verdict {
 	return fresh
 }
 
+// complete reports whether everything after from, up to and with to, was heard.
+func (s *sequence) complete(from, to uint64) bool {
+	if from >= to {
+		return true
+	}
+	if s.lowest == 0 || s.lowest > from+1 || s.highest < to || s.gaveUp > from {
+		return false
+	}
+	if s.highest > seenWindow {
+		from = max(from, s.highest-seenWindow) // what lies before was not given up: it was heard
+	}
+	for n := from + 1; n <= to; n++ {
+		if !s.has(n) {
+			return false
+		}
+	}
+	return true
+}
+
 // before moves the beginning down to seq; what lies between may still come.
 func (s *sequence) before(seq uint64) {
 	was := s.lowest

@@ -56,6 +56,10 @@ func (c *Counter) ApplySnapshot(firewall string, b *events.Batch, stream int64) 
 	}
 	id := epochOf(run, b.Epoch)
 	c.meet(f, run, id, stream)
+	if b.Phase&events.SnapshotAbort != 0 {
+		c.abort(f, id)
+		return nil, nil
+	}
 	s := &f.epochs.pending
 	if id != s.epoch || s.aborted {
 		return nil, nil // of an epoch that is no longer wanted
@@ -66,11 +70,6 @@ func (c *Counter) ApplySnapshot(firewall string, b *events.Batch, stream int64) 
 	}
 	if b.Phase&events.SnapshotEnd != 0 {
 		s.end, s.endAfter, s.ended = b.Seq, b.After, stream
-	}
-	if b.Phase&events.SnapshotAbort != 0 {
-		c.clearPending(f)
-		s.aborted = true
-		return nil, nil
 	}
 	// A snapshot says what is there, not what happened: nothing but active
 	// changes, and only in its own epoch.

@@ -54,25 +54,20 @@ func (s *snapshot) whole(now int64) bool {
 		return false
 	}
 	live := &s.boot.live
-	switch {
-	case s.endAfter == s.beginAfter:
+	if live.complete(s.beginAfter, s.endAfter) {
 		return true
-	case live.highest < s.endAfter || live.lowest > s.beginAfter+1:
-		// Not heard yet; or never to be heard, because this listener came later
-		// than the dump: then only the next one can be trusted.
-		return false
 	}
-	return live.upto >= s.endAfter || now-s.ended > int64(patience)
+	// A listener that came later than the dump began cannot know what it
+	// missed: only the next dump can be trusted.
+	late := live.highest == 0 || live.lowest > s.beginAfter+1
+	return !late && live.highest >= s.endAfter && now-s.ended > int64(patience)
 }
 
 // exact reports whether every live batch since its beginning was applied and
 // the producer lost nothing.
 func (s *snapshot) exact() bool {
 	live := &s.boot.live
-	if s.boot.lost > s.lostBefore {
-		return false
-	}
-	return live.highest == 0 || live.lowest <= s.beginAfter+1 && live.gaveUp <= s.beginAfter && live.upto == live.highest
+	return s.boot.lost <= s.lostBefore && live.complete(s.beginAfter, live.highest)
 }
 
 // epochs are the two epochs of one firewall.
@@ -81,11 +76,9 @@ type epochs struct {
 	pending snapshot
 	// slot is the index in the gauges' numbers of the one that is shown; the
 	// other index is the pending one's.
-	slot int
-	// skipped: an epoch was completed by the producer, but not here. What later
-	// events say of "the epoch before" is about that one, not the one shown.
-	skipped bool
-	dirty   bool // the pending slot has been written to
+	slot   int
+	aborts uint32 // how many epochs after the one shown are known to have been given up
+	dirty  bool   // the pending slot has been written to
 }
 
 // effect says which sets an event changes.
@@ -128,10 +121,31 @@ func (s *epochs) effect(id epoch) effect {
 	return f
 }
 
+// skipped reports whether the producer completed an epoch that was never
+// complete here. What later events say of "the epoch before" is about that one,
+// not the one shown.
+func (s *epochs) skipped() bool {
+	if s.pending.epoch == 0 || s.shown.epoch == 0 {
+		return false
+	}
+	between := s.pending.epoch.number() - s.shown.epoch.number() - 1
+	gone := s.aborts
+	if s.pending.aborted {
+		gone--
+	}
+	return between > gone
+}
+
 // approximate reports whether what is shown may differ from the table, newest
 // being the boot heard last.
 func (s *epochs) approximate(newest *boot) bool {
-	return s.shown.epoch != 0 && (s.skipped || newest != nil && s.shown.boot.order < newest.order || !s.shown.exact())
+	switch {
+	case s.shown.epoch == 0:
+		return false
+	case newest != nil && s.shown.boot.order < newest.order:
+		return true // its producer was started again
+	}
+	return s.skipped() || !s.shown.exact()
 }
 
 // meet makes id the pending epoch when it is newer than those known.
@@ -140,11 +154,20 @@ func (c *Counter) meet(f *firewall, b *boot, id epoch, stream int64) {
 	if id <= s.shown.epoch || id <= s.pending.epoch {
 		return
 	}
-	if s.pending.epoch != 0 && !s.pending.aborted && s.shown.epoch != 0 {
-		s.skipped = true
-	}
 	c.clearPending(f)
 	s.pending = snapshot{epoch: id, boot: b, since: stream}
+}
+
+// abort notes that the producer gave up an epoch.
+func (c *Counter) abort(f *firewall, id epoch) {
+	s := &f.epochs
+	if s.shown.epoch != 0 && id > s.shown.epoch && id.boot() == s.shown.epoch.boot() {
+		s.aborts++
+	}
+	if id == s.pending.epoch {
+		c.clearPending(f)
+		s.pending.aborted = true
+	}
 }
 
 // clearPending empties the sets that a snapshot had begun to fill.
@@ -185,5 +208,5 @@ func (c *Counter) settle(f *firewall) {
 	}
 	f.held[old] = 0
 	s.slot, s.shown, s.pending = now, s.pending, snapshot{}
-	s.skipped, s.dirty = false, false
+	s.aborts, s.dirty = 0, false
 }
