@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/conntrack"
 	"github.com/ti-mo/netfilter"
 
 	"github.com/ctfleet/ctfleet/internal/host"
@@ -65,38 +64,27 @@ func (s *KernelStats) counter(attr uint16) *uint64 {
 	return nil // no longer used by the kernel, or new
 }
 
-// table is the part of a Conn that asks about the table as a whole. That is
-// rare and small, so the libraries do it.
+// table is the part of a Conn that asks for the kernel's counters. That is rare
+// and small, so the library does it. The fill is read from /proc: ti-mo's
+// StatsGlobal never returns with mdlayher/netlink v1.11.2, which waits for the
+// NLMSG_DONE that the kernel's NLM_F_MULTI promises and that it does not send.
 type table struct {
-	global *conntrack.Conn
-	cpu    *netfilter.Conn // ti-mo's own Stats leaves out the last two counters
+	cpu *netfilter.Conn // ti-mo's own Stats leaves out the last two counters
 }
 
 func openTable(ns *host.Namespace) (*table, error) {
 	t := &table{}
 	err := ns.Do(func() (err error) {
-		if t.global, err = conntrack.Dial(nil); err != nil {
-			return err
-		}
 		t.cpu, err = netfilter.Dial(nil)
 		return err
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open netlink socket: %w", err), t.close())
+		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	return t, nil
 }
 
-func (t *table) close() error {
-	var errs []error
-	if t.global != nil {
-		errs = append(errs, t.global.Close())
-	}
-	if t.cpu != nil {
-		errs = append(errs, t.cpu.Close())
-	}
-	return errors.Join(errs...)
-}
+func (t *table) close() error { return t.cpu.Close() }
 
 // State reads the fill of the table and the kernel's counters.
 func (c *Conn) State() (State, error) {
@@ -116,23 +104,17 @@ func (c *Conn) state() (s State, err error) {
 			return s, err
 		}
 	}
-	global, err := c.table.global.StatsGlobal()
-	if err != nil {
-		return s, err
-	}
-	s.Count, s.Limit = uint64(global.Entries), uint64(global.MaxEntries)
 	if s.Stats, err = c.table.stats(); err != nil {
 		return s, err
 	}
-	sysctls, err := ReadSysctls(c.ns)
+	values, err := readSysctls(c.ns, "nf_conntrack_count", "nf_conntrack_max", "nf_conntrack_buckets")
 	if err != nil {
 		return s, err
 	}
-	if s.Limit == 0 && sysctls.Max != nil { // before Linux 4.18 netlink does not say
-		s.Limit = uint64(*sysctls.Max)
-	}
-	if sysctls.Buckets != nil {
-		s.Buckets = uint64(*sysctls.Buckets)
+	for i, field := range []*uint64{&s.Count, &s.Limit, &s.Buckets} {
+		if values[i] != nil {
+			*field = uint64(*values[i])
+		}
 	}
 	return s, nil
 }
@@ -178,28 +160,25 @@ type Sysctls struct {
 
 // ReadSysctls reads the settings of ns; nil means the process's own namespace.
 func ReadSysctls(ns *host.Namespace) (Sysctls, error) {
-	var s Sysctls
-	err := ns.Do(func() error {
-		for name, value := range map[string]**int{
-			"nf_conntrack_events":    &s.Events,
-			"nf_conntrack_acct":      &s.Acct,
-			"nf_conntrack_timestamp": &s.Timestamp,
-			"nf_conntrack_tcp_loose": &s.TCPLoose,
-			"nf_conntrack_max":       &s.Max,
-			"nf_conntrack_buckets":   &s.Buckets,
-		} {
-			v, err := readSysctl(name)
-			if err != nil {
-				return err
-			}
-			*value = v
-		}
-		return nil
-	})
+	v, err := readSysctls(ns, "nf_conntrack_events", "nf_conntrack_acct", "nf_conntrack_timestamp", "nf_conntrack_tcp_loose", "nf_conntrack_max", "nf_conntrack_buckets")
 	if err != nil {
 		return Sysctls{}, fmt.Errorf("read conntrack settings: %w", err)
 	}
-	return s, nil
+	return Sysctls{Events: v[0], Acct: v[1], Timestamp: v[2], TCPLoose: v[3], Max: v[4], Buckets: v[5]}, nil
+}
+
+// readSysctls reads numbers from /proc, which shows the settings of the reading
+// thread's namespace; nil stands for one that is not there.
+func readSysctls(ns *host.Namespace, names ...string) ([]*int, error) {
+	values := make([]*int, len(names))
+	return values, ns.Do(func() (err error) {
+		for i, name := range names {
+			if values[i], err = readSysctl(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func readSysctl(name string) (*int, error) {
