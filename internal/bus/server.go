@@ -27,6 +27,8 @@ type ServerConfig struct {
 // Server is a NATS server inside this process.
 type Server struct {
 	srv        *server.Server
+	opts       *server.Options
+	log        *slog.Logger
 	user, pass string
 	addr       string
 	dir        string
@@ -66,31 +68,51 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		}
 		opts.Host, opts.Port, opts.DontListen = host, port, false
 	}
-	srv, err := server.NewServer(opts)
-	if err != nil {
-		return nil, fmt.Errorf("embedded NATS: %w", err)
-	}
-	s.srv = srv
-	if cfg.Log != nil {
-		srv.SetLoggerV2(serverLog{cfg.Log}, false, false, false)
-	}
-	srv.Start()
-	if !srv.ReadyForConnections(10 * time.Second) {
-		srv.Shutdown()
-		return nil, fmt.Errorf("embedded NATS: not ready within 10 s (listen on %q)", cfg.Listen)
-	}
-	if !srv.JetStreamEnabled() {
-		srv.Shutdown()
-		return nil, errors.New("embedded NATS: JetStream did not start")
+	s.opts, s.log = opts, cfg.Log
+	if err := s.Start(); err != nil {
+		return nil, err
 	}
 	switch {
 	case s.listener != nil:
 		s.addr = s.listener.Addr().String()
 		go s.relay()
 	case cfg.Listen != "":
-		s.addr = srv.Addr().String()
+		s.addr = s.srv.Addr().String()
 	}
 	return s, nil
+}
+
+// Start starts a server again that was stopped, on the same port and store.
+func (s *Server) Start() error {
+	srv, err := server.NewServer(s.opts)
+	if err != nil {
+		return fmt.Errorf("embedded NATS: %w", err)
+	}
+	if s.log != nil {
+		srv.SetLoggerV2(serverLog{s.log}, false, false, false)
+	}
+	srv.Start()
+	switch {
+	case !srv.ReadyForConnections(10 * time.Second):
+		err = fmt.Errorf("not ready within 10 s (listen on %s:%d)", s.opts.Host, s.opts.Port)
+	case !srv.JetStreamEnabled():
+		err = errors.New("JetStream did not start")
+	}
+	if err != nil {
+		srv.Shutdown()
+		return fmt.Errorf("embedded NATS: %w", err)
+	}
+	if tcp, ok := srv.Addr().(*net.TCPAddr); ok {
+		s.opts.Port = tcp.Port // a free one was chosen: keep it
+	}
+	s.srv = srv
+	return nil
+}
+
+// Stop stops the server and keeps its store.
+func (s *Server) Stop() {
+	s.srv.Shutdown()
+	s.srv.WaitForShutdown()
 }
 
 // URL is how clients outside this process connect, credentials included; show
@@ -113,8 +135,7 @@ func (s *Server) Close() {
 	if s.listener != nil {
 		s.listener.Close()
 	}
-	s.srv.Shutdown()
-	s.srv.WaitForShutdown()
+	s.Stop()
 	if s.temporary {
 		os.RemoveAll(s.dir)
 	}

@@ -31,7 +31,6 @@ const (
 	TooWide       = "prefix-too-wide" // the prefix is wider than this firewall allows
 	Protected     = "protected"       // the address is listed as one that must not be touched
 	Malformed     = "malformed"       // it names no address
-	Offloaded     = "offloaded"       // the kernel keeps entries of a flowtable (EBUSY)
 )
 
 // MaxLife is how far ahead a command may expire.

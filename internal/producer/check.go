@@ -34,7 +34,8 @@ func gather(opt Options, ns *host.Namespace, granted, wanted int) host.Facts {
 	if s, err := conntrack.ReadSysctls(ns); err == nil {
 		f.Events, f.Acct, f.TCPLoose = s.Events, s.Acct, s.TCPLoose
 	}
-	if on, err := conntrack.Enabled(ns); err == nil {
+	if ipv4, ipv6, err := conntrack.Enabled(ns); err == nil {
+		on := ipv4 || ipv6
 		f.Tracking = &on
 	}
 	return f

@@ -9,7 +9,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
-	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -122,13 +121,8 @@ func (p *Producer) flush(c *events.Command) *events.Receipt {
 	res, err := conn.Flush(ctx, conntrack.Match{Prefixes: prefixes, By: c.By, AnyZone: true}, conntrack.FlushOptions{
 		DryRun: c.DryRun,
 		Keep:   p.guard.Keep(c.By),
-		Pressure: func() (used, limit int) {
-			used, limit, err := p.reader.Pressure()
-			if err != nil {
-				return 0, 0
-			}
-			return used, limit
-		},
+		// A flush must not lose its own DESTROY events.
+		Pressure: p.reader.Pressure,
 	})
 	r.Matched, r.Deleted, r.Gone = res.Matched, res.Deleted, res.Gone
 	r.DurationMS = float64(res.Duration.Microseconds()) / 1000

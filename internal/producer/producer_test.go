@@ -1,0 +1,347 @@
+package producer
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
+	"github.com/ctfleet/ctfleet/internal/traffic"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// rig is one virtual firewall, a NATS server, a producer, and a consumer that
+// sums what arrives.
+type rig struct {
+	t      *testing.T
+	fw     *lab.Firewall
+	server *bus.Server
+	conn   *bus.Conn
+	p      *Producer
+	stop   func()
+
+	mu        sync.Mutex
+	seen      map[uint64]bool // live sequences
+	new, gone int
+	rows      int            // announced by snapshots of the newest epoch
+	active    map[uint32]int // by epoch
+	complete  map[uint32]bool
+	lost      uint64
+	last      events.Header
+}
+
+func newRig(t *testing.T, opt Options) *rig {
+	t.Helper()
+	l := labtest.New(t, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a", IPv6: true, Sysctls: map[string]string{"net.netfilter.nf_conntrack_events": "1"}}}})
+	r := &rig{t: t, fw: l.Firewall("fw-a"), seen: map[uint64]bool{}, active: map[uint32]int{}, complete: map[uint32]bool{}}
+	var err error
+	if r.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.server.Close() })
+	if r.conn, err = bus.Connect(bus.Config{Server: r.server, Role: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.conn.Close)
+	if _, err := r.conn.Bootstrap(t.Context(), bus.DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	r.start(opt)
+	return r
+}
+
+// start runs a producer and follows what it publishes.
+func (r *rig) start(opt Options) {
+	r.t.Helper()
+	opt.Name, opt.Realm, opt.Trust = "fw-a", events.RealmDefault, "none"
+	if opt.Linger == 0 {
+		opt.Linger = 5 * time.Millisecond
+	}
+	if opt.RingBytes == 0 {
+		opt.RingBytes = 16 << 20
+	}
+	if opt.BufferBytes == 0 {
+		opt.BufferBytes = 16 << 20
+	}
+	var err error
+	r.p, err = New(opt, Dependencies{
+		Bus: bus.Config{Flags: bus.Flags{NATSURL: r.server.URL()}}, Namespace: r.fw.NS,
+		Log: slog.New(slog.NewTextHandler(testLog{r.t}, nil)), Registry: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.p.Run(ctx); err != nil {
+			r.t.Errorf("producer: %v", err)
+		}
+	})
+	for _, stream := range []string{bus.StreamEvents, bus.StreamSnapshots} {
+		wg.Go(func() {
+			if err := r.conn.Follow(ctx, stream, bus.FollowFrom{All: true}, r.take); err != nil {
+				r.t.Errorf("follow %s: %v", stream, err)
+			}
+		})
+	}
+	r.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
+	r.t.Cleanup(r.stop)
+	r.until("the first snapshot", func() bool { return r.complete[2] })
+}
+
+func (r *rig) take(m bus.Msg) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var b events.Batch
+	var d events.Decoder
+	if err := d.Decode(m.Data, &b); err != nil {
+		r.t.Errorf("%s: %v", m.Subject, err)
+		return
+	}
+	live := b.Phase == events.Live
+	if live && r.seen[b.Seq] {
+		return
+	}
+	if live {
+		r.seen[b.Seq] = true
+	}
+	r.lost, r.last = max(r.lost, b.Lost), b.Header
+	var e events.Event
+	for it := b.Events(); it.Next(&e); {
+		switch {
+		case e.Type == events.New:
+			r.new++
+		case e.Type == events.Destroy:
+			r.gone++
+		}
+		d := 1
+		if e.Type == events.Destroy {
+			d = -1
+		}
+		if e.Flags&events.Unheld == 0 {
+			r.active[b.Epoch] += d
+		}
+	}
+	if b.Phase&events.SnapshotEnd != 0 {
+		r.complete[b.Epoch] = true
+	}
+}
+
+// until waits for a condition on what arrived.
+func (r *rig) until(what string, ok func() bool) {
+	r.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		r.mu.Lock()
+		done := ok()
+		r.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.t.Fatalf("waited for %s: new %d, gone %d, active %v, lost %d, last %+v", what, r.new, r.gone, r.active, r.lost, r.last)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func (r *rig) flood(f traffic.Flood) {
+	r.t.Helper()
+	rep, err := f.Run(r.t.Context(), r.fw)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if rep.Sent != f.Count {
+		r.t.Fatalf("sent %d of %d packets", rep.Sent, f.Count)
+	}
+}
+
+func udp4(source string, first, count int) traffic.Flood {
+	return traffic.Flood{Protocol: 17, Sources: netip.MustParsePrefix(source), Destinations: lab.ServerPrefix4, Port: 53, First: first, Count: count}
+}
+
+func (r *rig) flush(c events.Command) *events.Receipt {
+	r.t.Helper()
+	h := r.p.health(false)
+	c.Verb, c.Firewall, c.Boot, c.Actor = events.VerbFlush, "fw-a", h.Boot, events.ActorOperator
+	if c.Expires == 0 {
+		c.Expires = h.Sent + int64(10*time.Second)
+	}
+	if c.By == "" {
+		c.By = events.BySrc
+	}
+	var rec events.Receipt
+	if err := r.conn.Request(r.t.Context(), events.CommandSubject("fw-a", events.VerbFlush), &c, &rec); err != nil {
+		r.t.Fatal(err)
+	}
+	return &rec
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(p []byte) (int, error) {
+	l.t.Log(string(p[:len(p)-1]))
+	return len(p), nil
+}
+
+func TestEveryFlowArrivesOnce(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true})
+	const n = 5000
+	r.flood(udp4("198.18.0.1/32", 0, n/2))
+	r.flood(traffic.Flood{Protocol: 6, Sources: netip.MustParsePrefix("2001:db8:18::1/128"), Destinations: lab.ServerPrefix6, DestinationCount: 100, Port: 443, Count: n / 2})
+	r.until("all flows", func() bool { return r.new == n })
+	rec := r.flush(events.Command{ID: "one", Addresses: []string{"198.18.0.1", "2001:db8:18::1"}})
+	if rec.Matched != n || rec.Deleted != n || len(rec.Refused) != 0 || rec.Error != "" {
+		t.Errorf("receipt: %+v", rec)
+	}
+	r.until("the end of all flows", func() bool { return r.gone == n })
+	if r.lost != 0 {
+		t.Errorf("lost %d events", r.lost)
+	}
+}
+
+// TestSnapshotUnderChurn resyncs while flows come and go: each epoch's sum must
+// be what the table holds.
+func TestSnapshotUnderChurn(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true})
+	const n = 20_000
+	r.flood(udp4("198.18.1.0/24", 0, n))
+	r.until("the base", func() bool { return r.new == n })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		f := udp4("198.18.2.0/24", 0, n)
+		f.Rate = 10_000
+		r.flood(f)
+	})
+	wg.Go(func() {
+		for i := range 8 {
+			r.flush(events.Command{ID: "churn" + string(rune('a'+i)), Addresses: []string{netip.AddrFrom4([4]byte{198, 18, 1, byte(i)}).String()}})
+		}
+	})
+	r.p.requestResync("test")
+	r.until("a second epoch", func() bool { return r.complete[3] })
+	r.p.requestResync("test")
+	r.until("a third epoch", func() bool { return r.complete[4] })
+	wg.Wait()
+	held, err := r.fw.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.until("the sums to settle", func() bool { return r.new == 2*n && r.active[4] == held })
+}
+
+// TestOutage stops the server under steady traffic: every event arrives after
+// it is back, or is reported lost.
+func TestOutage(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		ring int
+		lose bool
+	}{{"all in the ring", 16 << 20, false}, {"more than the ring holds", 1 << 20, true}} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRig(t, Options{RingBytes: tc.ring})
+			const n = 100_000
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				f := udp4("198.18.0.0/24", 0, n)
+				f.Rate = 40_000
+				r.flood(f)
+			})
+			time.Sleep(300 * time.Millisecond)
+			r.restart(2500 * time.Millisecond)
+			wg.Wait()
+			r.until("every event, or its loss", func() bool { return uint64(r.new)+r.p.account.Lost() == n })
+			if lost := r.p.account.Lost(); (lost > 0) != tc.lose {
+				t.Errorf("lost %d events", lost)
+			}
+		})
+	}
+}
+
+// restart stops the server for a while and starts it again on the same port and
+// store.
+func (r *rig) restart(pause time.Duration) {
+	r.t.Helper()
+	r.server.Stop()
+	time.Sleep(pause)
+	if err := r.server.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestFlushLosesNoEvent deletes far more entries than the socket's buffer
+// holds.
+func TestFlushLosesNoEvent(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true, BufferBytes: 212992})
+	const n = 30_000
+	f := udp4("198.18.0.1/32", 0, n)
+	f.Rate = 15_000
+	r.flood(f)
+	r.until("all flows", func() bool { return r.new == n })
+	rec := r.flush(events.Command{ID: "big", Addresses: []string{"198.18.0.1"}})
+	if rec.Deleted != n {
+		t.Errorf("receipt: %+v", rec)
+	}
+	r.until("the end of all flows", func() bool { return r.gone == n })
+	if lost := r.p.account.Lost(); lost != 0 {
+		t.Errorf("lost %d events", lost)
+	}
+	t.Logf("deleted %d entries in %.0f ms through a buffer of %d bytes", rec.Deleted, rec.DurationMS, 212992)
+}
+
+func TestFlushIsGuarded(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30")}})
+	r.flood(udp4("198.18.3.0/24", 0, 256))
+	r.until("all flows", func() bool { return r.new == 256 })
+	refused := func(reason string, c events.Command) {
+		t.Helper()
+		if rec := r.flush(c); rec.Deleted != 0 || len(rec.Refused) != 1 || rec.Refused[0].Reason != reason || rec.Error == "" {
+			t.Errorf("want %s, got %+v", reason, rec)
+		}
+	}
+	own := r.fw.Addrs[0].String()
+	refused("prefix-too-wide", events.Command{ID: "1", Addresses: []string{"0.0.0.0/0"}})
+	refused("prefix-too-wide", events.Command{ID: "2", Addresses: []string{"::/0"}})
+	refused("protected", events.Command{ID: "3", Addresses: []string{own}})
+	refused("protected", events.Command{ID: "4", Addresses: []string{"::ffff:" + own}})
+	refused("protected", events.Command{ID: "5", Addresses: []string{"127.0.0.1"}})
+	refused("protected", events.Command{ID: "6", Addresses: []string{"198.18.3.1"}})
+	refused("expired", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Expires: 1})
+
+	dry := r.flush(events.Command{ID: "8", Addresses: []string{"198.18.3.0/24"}, DryRun: true})
+	if dry.Matched != 256 || dry.Deleted != 0 {
+		t.Errorf("dry run: %+v", dry)
+	}
+	// The protected ones survive within the prefix.
+	rec := r.flush(events.Command{ID: "9", Addresses: []string{"198.18.3.0/24"}})
+	if rec.Matched != 256 || rec.Deleted != 252 || len(rec.Refused) != 1 || rec.Refused[0] != (events.Refusal{Reason: "protected", Count: 4}) {
+		t.Errorf("prefix around protected addresses: %+v", rec)
+	}
+	refused("replayed", events.Command{ID: "9", Addresses: []string{"198.18.3.0/24"}})
+	none := r.flush(events.Command{ID: "10", Addresses: []string{"198.18.9.9"}})
+	if none.Matched != 0 || none.Error != "" || len(none.Refused) != 0 {
+		t.Errorf("nothing to delete is success: %+v", none)
+	}
+}
+
+func TestMonitorDeletesNothing(t *testing.T) {
+	r := newRig(t, Options{})
+	r.flood(udp4("198.18.0.1/32", 0, 10))
+	r.until("all flows", func() bool { return r.new == 10 })
+	if rec := r.flush(events.Command{ID: "x", Addresses: []string{"198.18.0.1"}}); rec.Deleted != 0 || len(rec.Refused) != 1 || rec.Refused[0].Reason != "not-enabled" {
+		t.Errorf("without --allow-flush: %+v", rec)
+	}
+	if n, err := r.fw.Entries(); err != nil || n != 10 {
+		t.Errorf("%d entries are left of 10 (%v)", n, err)
+	}
+}
