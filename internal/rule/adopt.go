@@ -1,0 +1,119 @@
+package rule
+
+import (
+	"fmt"
+	"slices"
+)
+
+// An Adopted alert is one that fired before this engine existed.
+type Adopted struct {
+	ID      string
+	Rule    string
+	Subject Subject
+	Value   float64
+	Peak    float64
+	Started int64 // ns
+	Updated int64 // ns; when it was last reported
+}
+
+// Adopt takes over an alert that fires already: nothing is reported for it until its value changes or it is resolved. It returns an error where
+// the rule is no more, or no longer fits the subject: nobody will resolve that alert then but the caller. An
+// adopted alert takes the place of one that this engine has for the same subject.
+func (e *Engine) Adopt(a Adopted) error {
+	if a.Rule == Summary {
+		if a.ID == "" {
+			return fmt.Errorf("adopt alert: no id")
+		}
+		e.summary.id, e.summary.value, e.summary.last, e.summary.peak = a.ID, a.Value, a.Value, a.Peak
+		e.summary.started, e.summary.reported = a.Started, a.Updated
+		return nil
+	}
+	rule := slices.IndexFunc(e.rules, func(r Rule) bool { return r.Name == a.Rule })
+	switch {
+	case a.ID == "":
+		return fmt.Errorf("adopt alert: no id")
+	case rule < 0:
+		return fmt.Errorf("adopt alert %s: no rule is named %s", a.ID, a.Rule)
+	case !e.rules[rule].fits(a.Subject):
+		return fmt.Errorf("adopt alert %s: rule %s no longer fits %s of %s", a.ID, a.Rule, a.Subject.Key, a.Subject.Scope())
+	}
+	key := stateKey{rule, a.Subject}
+	if old := e.states[key]; old != nil {
+		switch old.phase {
+		case firing:
+			e.firing--
+		case held:
+			e.held--
+		}
+	}
+	e.states[key] = &state{
+		stateKey: key, phase: firing, id: a.ID, value: a.Value, last: a.Value, peak: max(a.Peak, a.Value),
+		started: a.Started, reported: a.Updated, under: unknown,
+	}
+	e.firing++
+	return nil
+}
+
+// fits says whether the rule, as it is now, judges a subject.
+func (r *Rule) fits(s Subject) bool {
+	if (r.Scope == Firewall) != (s.Firewall != "") {
+		return false
+	}
+	if r.Track == Table || !s.Key.IsValid() {
+		return r.Track == Table && !s.Key.IsValid()
+	}
+	bits := r.Prefix.IPv6
+	if s.Key.Addr().Is4() {
+		bits = r.Prefix.IPv4
+	}
+	return s.Key.Bits() == bits && !r.excepts(s.Key)
+}
+
+// Firing returns the alerts that fire now as they were last judged, in the order of rules and subjects, the summary last.
+func (e *Engine) Firing() []Transition {
+	var out []Transition
+	for _, st := range e.sorted() {
+		if st.phase == firing {
+			out = append(out, e.show(&e.rules[st.rule], st))
+		}
+	}
+	if e.summary.id != "" {
+		out = append(out, e.show(&e.summaryOf, &e.summary))
+	}
+	return out
+}
+
+func (e *Engine) show(r *Rule, st *state) Transition {
+	return Transition{
+		Kind: Updated, ID: st.id, Rule: r, Subject: st.subject,
+		Value: st.value, Peak: st.peak, Started: st.started, Updated: max(st.reported, st.started),
+	}
+}
+
+// Forget drops what is known of the subjects that gone picks, a firewall that was removed from the fleet for instance, and returns the
+// resolutions of those that fire.
+func (e *Engine) Forget(gone func(Subject) bool, now int64) []Transition {
+	e.advance(now)
+	var out []Transition
+	for _, st := range e.sorted() {
+		switch {
+		case !gone(st.subject):
+		case st.phase == pending:
+			delete(e.states, st.stateKey)
+		default:
+			out = e.resolve(out, st)
+		}
+	}
+	return e.summarize(out)
+}
+
+// Stats of an engine.
+type Stats struct {
+	Pending, Firing, Held int
+	Refused               uint64 // values over a threshold that were not followed, because tens of thousands were
+}
+
+// Stats returns how many subjects are in which state.
+func (e *Engine) Stats() Stats {
+	return Stats{Pending: len(e.states) - e.firing - e.held, Firing: e.firing, Held: e.held, Refused: e.refused}
+}
