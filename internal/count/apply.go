@@ -34,6 +34,13 @@ func (c *Counter) Apply(firewall string, b *events.Batch, stream int64) ([]Hot, 
 
 	id := epochOf(run, b.Epoch)
 	c.meet(f, run, id, stream)
+	switch id {
+	case 0:
+	case f.epochs.pending.epoch:
+		f.epochs.pending.hearLive(b.Seq)
+	case f.epochs.shown.epoch:
+		f.epochs.shown.hearLive(b.Seq)
+	}
 	c.count(f, b, run.clock.offset(), stream, f.epochs.effect(id))
 	c.settle(f)
 	return c.takeHot(), nil

@@ -43,8 +43,25 @@ type snapshot struct {
 	parts                uint64 // batches that are here
 	beginAfter, endAfter uint64 // the live sequences that these follow
 	ended                int64  // stream time of the last batch
+	firstLive            uint64 // lowest live sequence heard of this epoch, 0: none
 	lostBefore           uint64 // the producer's losses when it began
 	aborted              bool
+}
+
+// from is the live sequence after which this epoch's batches begin. A producer
+// whose first snapshot batch left late may name one that is of the epoch.
+func (s *snapshot) from() uint64 {
+	if s.firstLive > 0 {
+		return min(s.beginAfter, s.firstLive-1)
+	}
+	return s.beginAfter
+}
+
+// hearLive notes a live batch of this epoch.
+func (s *snapshot) hearLive(seq uint64) {
+	if s.firstLive == 0 || seq < s.firstLive {
+		s.firstLive = seq
+	}
 }
 
 // whole reports whether all its batches are here, and all live batches that
@@ -54,12 +71,12 @@ func (s *snapshot) whole(now int64) bool {
 		return false
 	}
 	live := &s.boot.live
-	if live.complete(s.beginAfter, s.endAfter) {
+	if live.complete(s.from(), s.endAfter) {
 		return true
 	}
 	// A listener that came later than the dump began cannot know what it
 	// missed: only the next dump can be trusted.
-	late := live.highest == 0 || live.lowest > s.beginAfter+1
+	late := live.highest == 0 || live.lowest > s.from()+1
 	return !late && live.highest >= s.endAfter && now-s.ended > int64(patience)
 }
 
@@ -67,7 +84,7 @@ func (s *snapshot) whole(now int64) bool {
 // the producer lost nothing.
 func (s *snapshot) exact() bool {
 	live := &s.boot.live
-	return s.boot.lost <= s.lostBefore && live.complete(s.beginAfter, live.highest)
+	return s.boot.lost <= s.lostBefore && live.complete(s.from(), live.highest)
 }
 
 // epochs are the two epochs of one firewall.
