@@ -108,7 +108,7 @@ func Connect(cfg Config) (*Conn, error) {
 	}
 	opts = append(opts, auth...)
 	if cfg.Server != nil {
-		opts = append(opts, nats.InProcessServer(cfg.Server.srv))
+		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {

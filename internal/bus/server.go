@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -26,6 +27,7 @@ type ServerConfig struct {
 
 // Server is a NATS server inside this process.
 type Server struct {
+	mu         sync.Mutex
 	srv        *server.Server
 	opts       *server.Options
 	log        *slog.Logger
@@ -105,8 +107,19 @@ func (s *Server) Start() error {
 	if tcp, ok := srv.Addr().(*net.TCPAddr); ok {
 		s.opts.Port = tcp.Port // a free one was chosen: keep it
 	}
+	s.mu.Lock()
 	s.srv = srv
+	s.mu.Unlock()
 	return nil
+}
+
+// InProcessConn connects a client inside this process to the server that runs
+// now; it is what [nats.InProcessServer] wants.
+func (s *Server) InProcessConn() (net.Conn, error) {
+	s.mu.Lock()
+	srv := s.srv
+	s.mu.Unlock()
+	return srv.InProcessConn()
 }
 
 // Stop stops the server and keeps its store.
@@ -150,7 +163,7 @@ func (s *Server) relay() {
 		if err != nil {
 			return // closed
 		}
-		inside, err := s.srv.InProcessConn()
+		inside, err := s.InProcessConn()
 		if err != nil {
 			client.Close()
 			continue
