@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
+
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/rule"
 )
@@ -133,16 +135,36 @@ func TestValidateNaN(t *testing.T) {
 	}
 }
 
+// FuzzRead puts any values in well-formed YAML: what is accepted is valid, and can be written and read again.
 func FuzzRead(f *testing.F) {
-	f.Add("rules:\n  - {name: a, track: by_src, metric: new, count: 1, seconds: 1, match: {dport: [1]}, except: [10.0.0.0/8]}\nmax_firing: 3\n")
-	f.Add("rules: [{name: a, prefix: {ipv4: 1}, for: 1s}]")
-	f.Add("rules: &x [*x]\n")
-	f.Add("rules:\n- match: {protocol: [tcp, {}]}\n  except: {}\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		if file, err := parse(text); err == nil {
-			if err := file.Validate(); err != nil {
-				t.Errorf("accepted, and yet: %v", err)
+	f.Add("one", "tcp", "22", "198.51.100.0/24", 100.0, 10, false)
+	f.Add("two", "132", "0x16", "2001:db8::1", 0.5, -1, true)
+	f.Fuzz(func(t *testing.T, name, protocol, port, except string, count float64, seconds int, list bool) {
+		one := func(s string) any {
+			if list {
+				return []string{s, s}
 			}
+			return s
+		}
+		text, err := yaml.Marshal(map[string]any{"rules": []any{map[string]any{
+			"name": name, "track": "by_src", "metric": "new", "count": count, "seconds": seconds, "except": one(except),
+			"match": map[string]any{"protocol": protocol, "dport": one(port)},
+		}}})
+		if err != nil {
+			t.Skip("not for YAML")
+		}
+		file, err := parse(string(text))
+		if err != nil {
+			return
+		}
+		if err := file.Validate(); err != nil {
+			t.Fatalf("%s\naccepted, and yet: %v", text, err)
+		}
+		if text, err = yaml.Marshal(file); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := parse(string(text)); err != nil || !reflect.DeepEqual(again, file) {
+			t.Errorf("written as\n%s\nand read as %+v (%v), want %+v", text, again, err, file)
 		}
 	})
 }
