@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/host"
@@ -34,9 +35,9 @@ const (
 // cheap to open and for one goroutine at a time.
 type Conn struct {
 	ns     *host.Namespace
-	read   *channel // for dumps; nil after one was abandoned
-	write  *channel // for deletes, which go on while a dump does
-	table  *table   // nil until State needs it
+	read   *channel        // for dumps; nil after one was abandoned
+	write  *channel        // for deletes, which go on while a dump does
+	stats  *netfilter.Conn // nil until State needs it
 	req    message
 	batch  batch
 	closed bool
@@ -99,10 +100,26 @@ func (c *Conn) Close() error {
 			errs = append(errs, ch.close())
 		}
 	}
-	if c.table != nil {
-		errs = append(errs, c.table.close())
+	if c.stats != nil {
+		errs = append(errs, c.stats.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// reader returns the channel for reading, a new one where the last was
+// abandoned.
+func (c *Conn) reader() (*channel, error) {
+	if c.closed {
+		return nil, ErrClosed
+	}
+	if c.read == nil {
+		ch, err := openChannel(c.ns, dumpDatagrams, dumpSlot, 0)
+		if err != nil {
+			return nil, err
+		}
+		c.read = ch
+	}
+	return c.read, nil
 }
 
 func (ch *channel) send(b []byte) error {

@@ -36,17 +36,13 @@ func (c *Conn) Dump(ctx context.Context, fn func(*events.Event) error) error {
 // It waits nowhere: the kernel builds each part of a dump within the system
 // call that fetches the part before, so ctx is looked at in between.
 func (c *Conn) dump(ctx context.Context, fn func(*events.Event) error, build func(*message, uint32)) (err error) {
-	switch {
-	case c.closed:
-		return ErrClosed
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	case c.read == nil:
-		if c.read, err = openChannel(c.ns, dumpDatagrams, dumpSlot, 0); err != nil {
-			return err
-		}
 	}
-	ch := c.read
+	ch, err := c.reader()
+	if err != nil {
+		return err
+	}
 	ch.seq++
 	c.req.buf = c.req.buf[:0]
 	build(&c.req, ch.seq)

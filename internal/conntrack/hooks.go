@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 
@@ -39,11 +38,7 @@ const (
 // user and takes them away with the last. Kernels older than 5.14, or without
 // CONFIG_NETFILTER_NETLINK_HOOK, do not tell: ErrUnknown.
 func Enabled(ns *host.Namespace) (ipv4, ipv6 bool, err error) {
-	var conn *netfilter.Conn
-	err = ns.Do(func() (err error) {
-		conn, err = netfilter.Dial(nil)
-		return err
-	})
+	conn, err := openQuery(ns)
 	if err == nil {
 		ipv4, err = enabled(conn, netfilter.ProtoIPv4)
 		if err == nil {
@@ -60,15 +55,7 @@ func Enabled(ns *host.Namespace) (ipv4, ipv6 bool, err error) {
 func enabled(conn *netfilter.Conn, family netfilter.ProtoFamily) (bool, error) {
 	hook := netfilter.Attribute{Type: hookNum}
 	hook.PutUint32(preRouting)
-	req, err := netfilter.MarshalNetlink(netfilter.Header{
-		SubsystemID: subsysHook,
-		Family:      family,
-		Flags:       netlink.Request | netlink.Dump,
-	}, []netfilter.Attribute{hook})
-	if err != nil {
-		return false, err
-	}
-	hooks, err := conn.Query(req)
+	hooks, err := query(conn, netfilter.Header{SubsystemID: subsysHook, Family: family}, hook)
 	switch {
 	case errors.Is(err, unix.ENOENT): // nothing at all hangs there
 		return false, nil

@@ -12,6 +12,7 @@ const (
 	msgGet       = 1
 	msgDelete    = 2
 	msgStatsCPU  = 4
+	msgStats     = 5
 	groupNew     = 1 // NFNLGRP_CONNTRACK_NEW
 	groupDestroy = 3 // NFNLGRP_CONNTRACK_DESTROY
 
@@ -57,6 +58,9 @@ const (
 	ctaCountersBytes   = 2
 
 	ctaFilterOrigFlags = 1
+
+	ctaStatsGlobalEntries    = 1
+	ctaStatsGlobalMaxEntries = 2
 )
 
 // Netlink headers are in the machine's byte order, the values inside conntrack

@@ -6,9 +6,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/netfilter"
+	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/host"
 )
@@ -64,28 +66,6 @@ func (s *KernelStats) counter(attr uint16) *uint64 {
 	return nil // no longer used by the kernel, or new
 }
 
-// table is the part of a Conn that asks for the kernel's counters. That is rare
-// and small, so the library does it. The fill is read from /proc: ti-mo's
-// StatsGlobal never returns with mdlayher/netlink v1.11.2, which waits for the
-// NLMSG_DONE that the kernel's NLM_F_MULTI promises and that it does not send.
-type table struct {
-	cpu *netfilter.Conn // ti-mo's own Stats leaves out the last two counters
-}
-
-func openTable(ns *host.Namespace) (*table, error) {
-	t := &table{}
-	err := ns.Do(func() (err error) {
-		t.cpu, err = netfilter.Dial(nil)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	return t, nil
-}
-
-func (t *table) close() error { return t.cpu.Close() }
-
 // State reads the fill of the table and the kernel's counters.
 func (c *Conn) State() (State, error) {
 	s, err := c.state()
@@ -96,40 +76,103 @@ func (c *Conn) State() (State, error) {
 }
 
 func (c *Conn) state() (s State, err error) {
-	if c.closed {
-		return s, ErrClosed
+	if s.Count, s.Limit, err = c.fill(); err != nil {
+		return s, err
 	}
-	if c.table == nil {
-		if c.table, err = openTable(c.ns); err != nil {
+	if c.stats == nil {
+		if c.stats, err = openQuery(c.ns); err != nil {
 			return s, err
 		}
 	}
-	if s.Stats, err = c.table.stats(); err != nil {
+	if s.Stats, err = kernelStats(c.stats); err != nil {
 		return s, err
 	}
-	values, err := readSysctls(c.ns, "nf_conntrack_count", "nf_conntrack_max", "nf_conntrack_buckets")
+	sysctls, err := ReadSysctls(c.ns)
 	if err != nil {
 		return s, err
 	}
-	for i, field := range []*uint64{&s.Count, &s.Limit, &s.Buckets} {
-		if values[i] != nil {
-			*field = uint64(*values[i])
-		}
+	if s.Limit == 0 && sysctls.Max != nil { // before Linux 4.18 netlink does not say
+		s.Limit = uint64(*sysctls.Max)
+	}
+	if sysctls.Buckets != nil {
+		s.Buckets = uint64(*sysctls.Buckets)
 	}
 	return s, nil
 }
 
-// stats sums the counters of all CPUs.
-func (t *table) stats() (s KernelStats, err error) {
-	req, err := netfilter.MarshalNetlink(netfilter.Header{
-		SubsystemID: netfilter.NFSubsysCTNetlink,
-		MessageType: msgStatsCPU,
-		Flags:       netlink.Request | netlink.Dump,
-	}, nil)
+// fill asks for the number of entries and its limit (IPCTNL_MSG_CT_GET_STATS).
+// The kernel marks its only answer as one of many (NLM_F_MULTI,
+// ctnetlink_stat_ct_fill_info), and no NLMSG_DONE follows: mdlayher/netlink
+// v1.11.2, and with it ti-mo's StatsGlobal, waits for that for ever. Here the
+// acknowledgement is the end.
+func (c *Conn) fill() (count, limit uint64, err error) {
+	ch, err := c.reader()
 	if err != nil {
-		return s, err
+		return 0, 0, err
 	}
-	cpus, err := t.cpu.Query(req)
+	ch.seq++
+	c.req.buf = c.req.buf[:0]
+	c.req.end(c.req.begin(msgStats, unix.NLM_F_REQUEST|unix.NLM_F_ACK, ch.seq, unix.AF_UNSPEC))
+	if err := ch.send(c.req.buf); err != nil {
+		return 0, 0, err
+	}
+	err = ch.answers(ch.seq, ch.seq, func(msg []byte) (done bool, err error) {
+		if native.Uint16(msg[4:]) == unix.NLMSG_ERROR {
+			errno, err := status(msg)
+			if errno != 0 {
+				err = refused(errno)
+			}
+			return true, err
+		}
+		if len(msg) < headers {
+			return true, errTruncated
+		}
+		for attrs := (attributes{msg[headers:]}); ; {
+			kind, v, ok, err := attrs.next()
+			if err != nil || !ok {
+				return err != nil, err
+			}
+			switch {
+			case len(v) != 4:
+			case kind == ctaStatsGlobalEntries:
+				count = uint64(network.Uint32(v))
+			case kind == ctaStatsGlobalMaxEntries:
+				limit = uint64(network.Uint32(v))
+			}
+		}
+	})
+	return count, limit, err
+}
+
+// openQuery opens the library's socket for what is rare and small.
+func openQuery(ns *host.Namespace) (conn *netfilter.Conn, err error) {
+	err = ns.Do(func() (err error) {
+		conn, err = netfilter.Dial(nil)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	return conn, nil
+}
+
+// query asks for a dump and returns its messages.
+func query(conn *netfilter.Conn, h netfilter.Header, attrs ...netfilter.Attribute) ([]netlink.Message, error) {
+	h.Flags = netlink.Request | netlink.Dump
+	req, err := netfilter.MarshalNetlink(h, attrs)
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return nil, err
+	}
+	return conn.Query(req)
+}
+
+// kernelStats sums the counters of all CPUs. ti-mo's own Stats leaves out the
+// last two counters.
+func kernelStats(conn *netfilter.Conn) (s KernelStats, err error) {
+	cpus, err := query(conn, netfilter.Header{SubsystemID: netfilter.NFSubsysCTNetlink, MessageType: msgStatsCPU})
 	if err != nil {
 		return s, err
 	}
