@@ -151,7 +151,7 @@ func (c *Counter) count(f *firewall, b *events.Batch, offset, stream int64, effe
 	for r := b.Events(); r.Next(e); {
 		// Zones are rare, and where there are any, events of one come in runs.
 		if zone := c.site(f, b.Realm, e.Zone); at != zone || zone == nil {
-			c.flush(f, at, effect)
+			c.flush(f, at)
 			if at = zone; at == nil {
 				f.zoneEvents++
 				continue
@@ -169,7 +169,7 @@ func (c *Counter) count(f *firewall, b *events.Batch, offset, stream int64, effe
 		f.held[0] += int64(d[0])
 		f.held[1] += int64(d[1])
 	}
-	c.flush(f, at, effect)
+	c.flush(f, at)
 	f.epochs.dirty = f.epochs.dirty || effect.pending
 }
 
@@ -217,7 +217,7 @@ func (c *Counter) collectActive(e *events.Event, d [2]int32) {
 }
 
 // flush applies the tallies to a site and its realm.
-func (c *Counter) flush(f *firewall, at *place, effect effect) {
+func (c *Counter) flush(f *firewall, at *place) {
 	if at == nil {
 		return
 	}

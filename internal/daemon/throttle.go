@@ -24,12 +24,12 @@ func (t *Throttle) Warn(log *slog.Logger, msg string, args ...any) {
 	if interval == 0 {
 		interval = 5 * time.Second
 	}
-	if now := time.Now(); now.Sub(t.last) < interval {
+	now := time.Now()
+	if now.Sub(t.last) < interval {
 		t.suppressed++
 		return
-	} else {
-		t.last = now
 	}
+	t.last = now
 	if t.suppressed > 0 {
 		args = append(args, "suppressed", t.suppressed)
 		t.suppressed = 0

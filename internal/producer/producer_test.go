@@ -30,7 +30,6 @@ type rig struct {
 	mu        sync.Mutex
 	seen      map[uint64]bool // live sequences
 	new, gone int
-	rows      int            // announced by snapshots of the newest epoch
 	active    map[uint32]int // by epoch
 	complete  map[uint32]bool
 	lost      uint64
@@ -116,10 +115,10 @@ func (r *rig) take(m bus.Msg) {
 	r.lost, r.last = max(r.lost, b.Lost), b.Header
 	var e events.Event
 	for it := b.Events(); it.Next(&e); {
-		switch {
-		case e.Type == events.New:
+		switch e.Type {
+		case events.New:
 			r.new++
-		case e.Type == events.Destroy:
+		case events.Destroy:
 			r.gone++
 		}
 		d := 1

@@ -143,5 +143,4 @@ func TestShrink(t *testing.T) {
 	if small.Keys != 1000 || small.Bytes > large.Bytes/8 {
 		t.Errorf("%+v with 1000 keys, want an eighth of %+v at most", small, large)
 	}
-
 }

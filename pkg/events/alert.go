@@ -3,6 +3,7 @@ package events
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // States of an alert.
@@ -82,7 +83,7 @@ func (a *Alert) Validate() error {
 	if a.Unreplied != nil && !(*a.Unreplied >= 0 && *a.Unreplied <= 1) {
 		return fmt.Errorf("unreplied: %v is not within 0 to 1", *a.Unreplied)
 	}
-	for _, s := range append(a.Peers[:len(a.Peers):len(a.Peers)], a.Ports...) {
+	for _, s := range slices.Concat(a.Peers, a.Ports) {
 		texts = append(texts, [2]string{"sample", s.Value})
 	}
 	return checkText(texts...)

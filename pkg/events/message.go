@@ -168,10 +168,8 @@ func checkFinite(field string, values ...float64) error {
 
 // oneOf returns nil when value is one of the allowed words.
 func oneOf(field, value string, allowed ...string) error {
-	for _, a := range allowed {
-		if value == a {
-			return nil
-		}
+	if slices.Contains(allowed, value) {
+		return nil
 	}
 	return fmt.Errorf("%s: %.40q is none of %q", field, value, allowed)
 }

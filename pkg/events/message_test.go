@@ -16,8 +16,6 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 // messages is one of each, with every field set.
 func messages() []events.Message {
 	health := events.Health{
@@ -36,7 +34,7 @@ func messages() []events.Message {
 		Key: "203.0.113.7", Track: "by_src", Metric: events.MetricNew, Value: 4001, Count: 3500, Seconds: 10, Peak: 4001,
 		Started: 1_700_000_000_000, Updated: 1_700_000_000_100, Firewalls: map[string]float64{"fw-a": 2001, "fw-b": 2000},
 		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}},
-		Unreplied: ptr(0.5), Allowlisted: true, Lossy: true, Stale: true, Simulated: true,
+		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Simulated: true,
 		Text: "203.0.113.7 opened 4001 flows in 10 s on 2 firewalls, 3500 are allowed",
 	}
 	return []events.Message{
@@ -48,7 +46,7 @@ func messages() []events.Message {
 		&events.Receipt{
 			ID: "c1", Firewall: "fw-a", Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: "scan", Alert: alert.ID, Rule: alert.Rule,
 			Addresses: []string{"203.0.113.7"}, By: events.BySrc, Time: 1_700_000_000_200, DryRun: true, Matched: 5, Deleted: 3, Gone: 1,
-			Refused: []events.Refusal{{Reason: "offloaded", Count: 1}}, Residual: ptr(uint64(0)), TCPLoose: true, TableBefore: 100, TableAfter: 97,
+			Refused: []events.Refusal{{Reason: "offloaded", Count: 1}}, Residual: new(uint64(0)), TCPLoose: true, TableBefore: 100, TableAfter: 97,
 			DurationMS: 1.5, Error: "delete: no such entry",
 		},
 		&events.Decision{
@@ -265,7 +263,7 @@ func TestValidate(t *testing.T) {
 		{"Alert", func(m events.Message) { m.(*events.Alert).Firewalls["x y"] = 1 }, "firewall name"},
 		{"Alert", func(m events.Message) { m.(*events.Alert).Firewalls["fw-a"] = math.Inf(1) }, "firewalls: +Inf"},
 		{"Alert", func(m events.Message) { m.(*events.Alert).Peak = math.Inf(-1) }, "value: -Inf"},
-		{"Alert", func(m events.Message) { m.(*events.Alert).Unreplied = ptr(math.NaN()) }, "unreplied: NaN"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).Unreplied = new(math.NaN()) }, "unreplied: NaN"},
 		{"Command", func(m events.Message) { m.(*events.Command).Verb = "rm" }, `verb: "rm" is none of`},
 		{"Command", func(m events.Message) { m.(*events.Command).ID = "" }, "id: is empty"},
 		{"Command", func(m events.Message) { m.(*events.Command).By = "" }, `by: "" is none of`},
