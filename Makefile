@@ -1,0 +1,54 @@
+GO      ?= go
+GOBIN   := $(or $(shell $(GO) env GOBIN),$(shell $(GO) env GOPATH)/bin)
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
+
+# What `make fuzz` spends on each target, and what `make demo` is told.
+FUZZTIME  ?= 20s
+DEMOFLAGS ?=
+
+LINT_VERSION := v2.15.0
+LINT         := $(GOBIN)/golangci-lint
+
+# Static: one file per program, for a scratch image or a firewall with another libc.
+build_go = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X github.com/ctfleet/ctfleet/internal/daemon.Version=$(VERSION)'
+
+.PHONY: help build test race fuzz bench lint demo image smoke ci clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the static programs into bin/
+	$(build_go) -o bin/ ./cmd/...
+
+test: ## run the tests; those that need the kernel skip where it is not permitted
+	$(GO) test ./...
+
+race: ## run the tests under the race detector
+	$(GO) test -race ./...
+
+fuzz: ## fuzz each decoder for FUZZTIME (20s)
+	@grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' cmd internal pkg | sort | while IFS=: read -r file func; do \
+		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" || exit 1; \
+	done
+
+bench: ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem $$(grep -rlE --include='*_test.go' '^func Benchmark' cmd internal pkg | sed 's|[^/]*$$||; s|^|./|' | sort -u)
+
+lint: ## check style, errors and the direction of imports
+	@$(LINT) version 2>/dev/null | grep -qw '$(LINT_VERSION:v%=%)' || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	$(LINT) run ./...
+
+demo: ## watch three virtual firewalls, an attack and its flush (DEMOFLAGS='--duration 20s')
+	$(GO) run ./cmd/ctfleet demo $(DEMOFLAGS)
+
+image: ## build the container image ctfleet:latest
+	docker build --build-arg VERSION=$(VERSION) -t ctfleet:latest .
+
+smoke: build ## bring the compose files up on a real engine and count the flows of a container
+	deploy/smoke.sh
+
+ci: ## everything that has to pass, from a fresh machine on
+	.ci/run
+
+clean: ## remove what was built
+	rm -rf bin
