@@ -48,13 +48,15 @@ type snapshot struct {
 	aborted              bool
 }
 
-// from is the live sequence after which this epoch's batches begin. A producer
-// whose first snapshot batch left late may name one that is of the epoch.
+// from is the live sequence after which everything must have been heard, for
+// the epoch to be exact. The first snapshot batch names it; but where it left
+// late, after live batches of its epoch, the batch before the first of those is
+// asked for too, as it may be of the epoch.
 func (s *snapshot) from() uint64 {
-	if s.firstLive > 0 {
-		return min(s.beginAfter, s.firstLive-1)
+	if s.firstLive == 0 || s.firstLive > s.beginAfter {
+		return s.beginAfter
 	}
-	return s.beginAfter
+	return max(s.firstLive, 2) - 2
 }
 
 // hearLive notes a live batch of this epoch.

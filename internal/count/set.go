@@ -41,9 +41,9 @@ func (m Metric) String() string {
 // are comparable: equal conditions are equal values.
 type Match struct {
 	proto    uint8
-	anyProto bool // inverted, see takes: the zero value must take all
-	ports    string
-	set      bool
+	anyProto bool
+	ports    string // sorted, two bytes each; "" takes any
+	set      bool   // there is a condition
 }
 
 // MatchProtocol takes the flows of one IP protocol, and, when ports are given,
@@ -54,7 +54,10 @@ func MatchProtocol(proto uint8, dports ...uint16) Match {
 
 // MatchPorts takes the flows of any protocol to these destination ports.
 func MatchPorts(dports ...uint16) Match {
-	return Match{anyProto: true, ports: packPorts(dports), set: len(dports) > 0}
+	if len(dports) == 0 {
+		return Match{}
+	}
+	return Match{anyProto: true, ports: packPorts(dports), set: true}
 }
 
 // packPorts makes a sorted set of ports comparable: two bytes each.
