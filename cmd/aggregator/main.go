@@ -1,0 +1,80 @@
+// Command aggregator is the centre: it counts what all producers publish,
+// judges the counts by its rules, publishes alerts and answers questions.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/aggregator"
+	"github.com/ctfleet/ctfleet/internal/api"
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/rule"
+)
+
+type flags struct {
+	aggregator.Options
+	bus.Flags
+	Listen       string       `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	EmbeddedNATS bool         `name:"embedded-nats" help:"Run a NATS server in this process, on 127.0.0.1:4222, instead of using --nats-url. Its URL with credentials is written to a file in --embedded-dir."`
+	EmbeddedDir  string       `default:"ctfleet-nats" type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams (${default})."`
+	Daemon       daemon.Flags `embed:""`
+}
+
+func main() {
+	var f flags
+	daemon.Parse("aggregator", "Counts flows per address across the fleet, judges them by rules, publishes alerts and answers questions.", &f)
+	rules, err := f.Load()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "aggregator:", err)
+		os.Exit(2)
+	}
+	if f.Daemon.Check {
+		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count\nok\n", len(rules.Rules), rules.MaxFiring, f.MaxKeys)
+		return
+	}
+	log := f.Daemon.Logger(os.Stderr)
+	os.Exit(daemon.Run(log, func(ctx context.Context) error { return run(ctx, &f, rules) }))
+}
+
+func run(ctx context.Context, f *flags, rules rule.File) error {
+	log := f.Daemon.Logger(os.Stderr)
+	cfg := bus.Config{Flags: f.Flags}
+	if f.EmbeddedNATS {
+		server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:4222", Dir: f.EmbeddedDir, Log: log})
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+		path := filepath.Join(f.EmbeddedDir, "url")
+		if err := os.WriteFile(path, []byte(server.URL()+"\n"), 0o600); err != nil {
+			return fmt.Errorf("write the server's URL: %w", err)
+		}
+		log.Info("embedded NATS", "address", server.Addr(), "url_file", path)
+		cfg.Server = server
+	}
+	listener, err := daemon.Listen(f.Listen)
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	a, err := aggregator.New(f.Options, rules, aggregator.Dependencies{Bus: cfg, Log: log, Registry: reg})
+	if err != nil {
+		return err
+	}
+	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
+	api.Register(mux, a)
+	if listener != nil {
+		log.Info("serving", "url", "http://"+listener.Addr().String()+"/")
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
+	g.Go(func() error { return a.Run(ctx) })
+	return g.Wait()
+}

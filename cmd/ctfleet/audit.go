@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+type auditCmd struct {
+	List auditListCmd `cmd:"" default:"withargs" help:"Decisions and receipts, oldest first."`
+}
+
+type auditListCmd struct {
+	client
+	Since    time.Duration `default:"1h" help:"How far back (${default})."`
+	Address  string        `placeholder:"ADDRESS" help:"Only what concerns this address."`
+	Firewall string        `placeholder:"NAME" help:"Only what concerns this firewall."`
+}
+
+// auditEntry is one line of the audit: exactly one of Receipt and Decision.
+type auditEntry struct {
+	Time     time.Time        `json:"time"` // the stream's
+	Actor    string           `json:"actor"`
+	Verb     string           `json:"verb"`
+	Receipt  *events.Receipt  `json:"receipt,omitempty"`
+	Decision *events.Decision `json:"decision,omitempty"`
+}
+
+func (c *auditListCmd) Run(ctx context.Context) error {
+	conn, err := c.connect()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	entries := []auditEntry{}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	last, err := lastSeq(ctx, conn)
+	if err != nil || last == 0 {
+		return err
+	}
+	err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{All: true}, func(m bus.Msg) {
+		if e, ok := readAudit(m); ok && time.Since(m.Time) <= c.Since && c.wanted(&e) {
+			entries = append(entries, e)
+		}
+		if m.Seq >= last {
+			stop()
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(os.Stdout, map[string]any{"entries": entries})
+	}
+	t := newTable(os.Stdout, c.Output, "TIME", "ACTOR", "VERB", "ID", "WHAT", "WHY")
+	for i := range entries {
+		e := &entries[i]
+		id, what, why := e.summary()
+		t.add(e.Time.Local().Format(time.DateTime), e.Actor, e.Verb, id, what, why)
+	}
+	return t.flush()
+}
+
+func lastSeq(ctx context.Context, conn *bus.Conn) (uint64, error) {
+	s, err := conn.JS.Stream(ctx, bus.StreamAudit)
+	if err != nil {
+		return 0, fmt.Errorf("stream %s: %w", bus.StreamAudit, err)
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}
+
+// readAudit decodes an entry. The subject says who wrote it: a receipt that
+// claims to come from another firewall is shown as what it is.
+func readAudit(m bus.Msg) (auditEntry, bool) {
+	tail := events.SubjectTail(m.Subject, events.SubjectAudit)
+	if len(tail) != 2 {
+		return auditEntry{}, false
+	}
+	e := auditEntry{Time: m.Time, Actor: tail[0], Verb: tail[1]}
+	if e.Verb == events.VerbDecision {
+		e.Decision = &events.Decision{}
+		if err := events.Unmarshal(m.Data, e.Decision); err != nil {
+			fmt.Fprintf(os.Stderr, "ctfleet: refused a message on %q: %v\n", m.Subject, err)
+			return e, false
+		}
+		return e, true
+	}
+	e.Receipt = &events.Receipt{}
+	if err := events.Unmarshal(m.Data, e.Receipt); err != nil {
+		fmt.Fprintf(os.Stderr, "ctfleet: refused a message on %q: %v\n", m.Subject, err)
+		return e, false
+	}
+	if e.Receipt.Firewall != e.Actor {
+		fmt.Fprintf(os.Stderr, "ctfleet: %s wrote a receipt in the name of %s\n", e.Actor, e.Receipt.Firewall)
+		return e, false
+	}
+	return e, true
+}
+
+func (c *auditListCmd) wanted(e *auditEntry) bool {
+	address, firewalls := []string{}, []string{e.Actor}
+	if e.Receipt != nil {
+		address = e.Receipt.Addresses
+	}
+	if e.Decision != nil {
+		address, firewalls = []string{e.Decision.Key}, e.Decision.Firewalls
+	}
+	return (c.Address == "" || slices.Contains(address, c.Address)) && (c.Firewall == "" || slices.Contains(firewalls, c.Firewall))
+}
+
+func (e *auditEntry) summary() (id, what, why string) {
+	if d := e.Decision; d != nil {
+		return d.ID, fmt.Sprintf("%s: %s %s on %s (%s)", d.Outcome, d.Action, d.Key, strings.Join(d.Firewalls, " "), d.Mode), d.Reason
+	}
+	r := e.Receipt
+	what = fmt.Sprintf("%s: matched %d, deleted %d, gone %d", strings.Join(r.Addresses, " "), r.Matched, r.Deleted, r.Gone)
+	if r.DryRun {
+		what = "dry run, " + what
+	}
+	for _, f := range r.Refused {
+		what += fmt.Sprintf(", refused %s", f.Reason)
+		if f.Count > 0 {
+			what += fmt.Sprintf(" %d", f.Count)
+		}
+	}
+	if r.Residual != nil {
+		what = fmt.Sprintf("%s: %d match again", strings.Join(r.Addresses, " "), *r.Residual)
+	}
+	return r.ID, what, r.Actor + ": " + r.Reason
+}

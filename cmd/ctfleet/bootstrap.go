@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+)
+
+type bootstrapCmd struct {
+	client
+	EventsAge   time.Duration `default:"15m" help:"How long events are kept, at least 15m: a replay covers no more (${default})."`
+	EventsBytes int64         `default:"2147483648" help:"How many bytes of events are kept for the whole fleet (${default})."`
+	Memory      bool          `help:"Keep events and snapshots in memory. A restart of the server then loses them, which shows as a gap."`
+	Wait        time.Duration `default:"0s" help:"Keep trying this long when the server is not there yet."`
+}
+
+func (c *bootstrapCmd) Run(ctx context.Context) error {
+	if c.EventsAge < 15*time.Minute {
+		return &exitError{2, fmt.Errorf("--events-age: %s is less than 15m", c.EventsAge)}
+	}
+	deadline := time.Now().Add(c.Wait)
+	conn, err := c.connect()
+	for err != nil && time.Now().Before(deadline) && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "ctfleet:", err, "(retrying)")
+		time.Sleep(time.Second)
+		conn, err = c.connect()
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	made, err := conn.Bootstrap(ctx, bus.Limits{EventsAge: c.EventsAge, EventsBytes: c.EventsBytes, Memory: c.Memory}, true)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(os.Stdout, map[string]any{"changed": made})
+	}
+	if len(made) == 0 {
+		fmt.Println("all streams are there")
+		return nil
+	}
+	fmt.Println("created or changed:", strings.Join(made, ", "))
+	return nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+type decodeCmd struct{}
+
+func (*decodeCmd) Run() error {
+	data, err := io.ReadAll(io.LimitReader(os.Stdin, events.MaxBatchBytes+1))
+	if err != nil {
+		return fmt.Errorf("read standard input: %w", err)
+	}
+	v, err := decode(data)
+	if err != nil {
+		return err
+	}
+	return printJSON(os.Stdout, v)
+}
+
+// decodedBatch is a batch for people.
+type decodedBatch struct {
+	Firewall string         `json:"firewall"`
+	Realm    string         `json:"realm"`
+	Boot     string         `json:"boot"`
+	Seq      uint64         `json:"seq"`
+	Epoch    uint32         `json:"epoch"`
+	Phase    events.Phase   `json:"phase"`
+	Sent     int64          `json:"sent"`
+	Clean    bool           `json:"clean"`
+	Total    uint64         `json:"total"`
+	Lost     uint64         `json:"lost"`
+	After    uint64         `json:"after"`
+	Events   []decodedEvent `json:"events"`
+}
+
+type decodedEvent struct {
+	Type     string           `json:"type"`
+	Flags    events.Flags     `json:"flags,omitempty"`
+	Time     int64            `json:"time"`
+	Proto    uint8            `json:"proto"`
+	Src      string           `json:"src"`
+	Dst      string           `json:"dst"`
+	SrcPort  uint16           `json:"sport"`
+	DstPort  uint16           `json:"dport"`
+	ID       uint32           `json:"id"`
+	Status   uint16           `json:"status"`
+	Zone     uint16           `json:"zone,omitempty"`
+	Reply    *decodedReply    `json:"reply,omitempty"`
+	Counters *events.Counters `json:"counters,omitempty"`
+}
+
+type decodedReply struct {
+	Src     string `json:"src"`
+	Dst     string `json:"dst"`
+	SrcPort uint16 `json:"sport"`
+	DstPort uint16 `json:"dport"`
+}
+
+// decode reads any message of the bus: a batch, or a map.
+func decode(data []byte) (any, error) {
+	var dec events.Decoder
+	var b events.Batch
+	batchErr := dec.Decode(data, &b)
+	if batchErr == nil {
+		return readable(&b), nil
+	}
+	var m map[string]any
+	if err := msgpack.Unmarshal(data, &m); err != nil {
+		return nil, fmt.Errorf("this is no msgpack map: %w", err)
+	}
+	if _, isBatch := m["cols"]; isBatch || m["addr"] != nil || errors.Is(batchErr, events.ErrVersion) && m["boot"] != nil && m["n"] != nil {
+		return nil, batchErr // a batch, but a broken or a newer one
+	}
+	return m, nil
+}
+
+func readable(b *events.Batch) *decodedBatch {
+	out := &decodedBatch{Firewall: b.Firewall, Realm: b.Realm, Boot: b.Boot.String(), Seq: b.Seq, Epoch: b.Epoch, Phase: b.Phase,
+		Sent: b.Sent, Clean: b.Clean, Total: b.Total, Lost: b.Lost, After: b.After, Events: []decodedEvent{}}
+	var e events.Event
+	for r := b.Events(); r.Next(&e); {
+		d := decodedEvent{Type: e.Type.String(), Flags: e.Flags, Time: e.Time, Proto: e.Proto, Src: e.Src().String(), Dst: e.Dst().String(),
+			SrcPort: e.Orig.SrcPort, DstPort: e.Orig.DstPort, ID: e.ID, Status: e.Status, Zone: e.Zone}
+		if e.NAT {
+			d.Reply = &decodedReply{e.Reply.Src.Netip(e.IPv6).String(), e.Reply.Dst.Netip(e.IPv6).String(), e.Reply.SrcPort, e.Reply.DstPort}
+		}
+		if e.HasCounters {
+			d.Counters = &e.Counters
+		}
+		out.Events = append(out.Events, d)
+	}
+	return out
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+type firewallsCmd struct {
+	List    firewallsListCmd    `cmd:"" default:"withargs" help:"All firewalls, a line each."`
+	Inspect firewallsInspectCmd `cmd:"" help:"Everything known of one firewall."`
+}
+
+type firewallsListCmd struct {
+	client
+}
+
+func (c *firewallsListCmd) Run(ctx context.Context) error {
+	r, err := inventory(ctx, &c.client)
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return printJSON(os.Stdout, r)
+	}
+	t := newTable(os.Stdout, c.Output, "NAME", "REALM", "STATE", "AGE", "TABLE", "ACTIVE", "EVENTS/S", "LOST", "MISSING", "VERSION", "NOTES")
+	for i := range r.Firewalls {
+		f := &r.Firewalls[i]
+		active := "unknown"
+		if f.ActiveKnown {
+			active = fmt.Sprint(f.Active)
+			if f.Approximate {
+				active = "~" + active
+			}
+		}
+		t.add(f.Firewall, f.Realm, f.State, time.Duration(f.AgeMS)*time.Millisecond, fmt.Sprintf("%d/%d (%.1f%%)", f.Table.Count, f.Table.Limit, f.Table.Percent),
+			active, fmt.Sprintf("%.0f", f.EventsPerS), f.Lost, f.Missing, f.Version, remarks(f))
+	}
+	return t.flush()
+}
+
+func remarks(f *events.FirewallStatus) string {
+	s := ""
+	if f.AllowFlush {
+		s += "flush "
+	}
+	if f.Rivals {
+		s += "two-producers-with-this-name "
+	}
+	if n := len(f.Problems); n > 0 {
+		s += fmt.Sprintf("%d-problems ", n)
+	}
+	return s
+}
+
+type firewallsInspectCmd struct {
+	client
+	Name string `arg:"" help:"The firewall."`
+}
+
+func (c *firewallsInspectCmd) Run(ctx context.Context) error {
+	r, err := inventory(ctx, &c.client)
+	if err != nil {
+		return err
+	}
+	for i := range r.Firewalls {
+		f := &r.Firewalls[i]
+		if f.Firewall != c.Name {
+			continue
+		}
+		if c.Output == "json" {
+			return printJSON(os.Stdout, f)
+		}
+		s := &f.Stream
+		t := newTable(os.Stdout, c.Output, f.Firewall, f.State)
+		t.add("realm", f.Realm)
+		t.add("version", f.Version)
+		t.add("boot", f.Boot)
+		t.add("started", time.UnixMilli(f.Started).Format(time.DateTime))
+		t.add("table", fmt.Sprintf("%d of %d (%.1f%%), %d buckets", f.Table.Count, f.Table.Limit, f.Table.Percent, f.Table.Buckets))
+		t.add("kernel", fmt.Sprintf("drop %d, early_drop %d, insert_failed %d, invalid %d", f.Kernel.Drop, f.Kernel.EarlyDrop, f.Kernel.InsertFailed, f.Kernel.Invalid))
+		t.add("events", fmt.Sprintf("%d read, %d published, %d counted at the centre", s.Events, s.Published, f.Events))
+		t.add("lost", fmt.Sprintf("%d in the socket, %d in the ring, %d at the bus, %d undecodable, %d missing at the centre", s.LostSocket, s.LostRing, s.LostBus, s.Undecodable, f.Missing))
+		t.add("socket", fmt.Sprintf("%d of %d KiB used", s.BufferUsed>>10, s.Buffer>>10))
+		t.add("ring", fmt.Sprintf("%d of %d KiB used, oldest batch %d ms", s.RingBytes>>10, s.RingLimit>>10, s.LagMS))
+		t.add("linger", fmt.Sprintf("%d ms", s.LingerMS))
+		t.add("epoch", fmt.Sprintf("%d, %d flows held, %d resyncs", s.Epoch, s.Live, s.Resyncs))
+		t.add("allow flush", f.AllowFlush)
+		for _, p := range f.Problems {
+			t.add("problem", p)
+		}
+		return t.flush()
+	}
+	return fmt.Errorf("no firewall %q is known: ctfleet firewalls list shows the others", c.Name)
+}
+
+func inventory(ctx context.Context, c *client) (*events.FirewallsReply, error) {
+	conn, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var r events.FirewallsReply
+	if err := conn.Request(ctx, events.QuerySubject(events.QueryFirewalls), &events.FirewallsQuery{}, &r); err != nil {
+		return nil, noAggregator(err)
+	}
+	return &r, nil
+}

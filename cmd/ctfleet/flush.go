@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+type flushCmd struct {
+	client
+	Address  string   `arg:"" help:"An address or a prefix."`
+	Firewall []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
+	Realm    string   `default:"default" help:"The realm whose firewalls are meant (${default})."`
+	By       string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
+	DryRun   bool     `help:"Count what would be deleted and delete nothing."`
+	Reason   string   `placeholder:"TEXT" help:"Why: kept in the audit."`
+	Yes      bool     `short:"y" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
+}
+
+// flushLife is how long a command may be carried out, and how long its answer
+// is waited for.
+const flushLife = 15 * time.Second
+
+func (c *flushCmd) Run(ctx context.Context) error {
+	prefix, err := events.ParsePrefix(c.Address)
+	if err != nil {
+		return &exitError{2, err}
+	}
+	for _, f := range c.Firewall {
+		if err := events.CheckFirewall(f); err != nil {
+			return &exitError{2, err}
+		}
+	}
+	if !c.DryRun && !c.Yes && !terminal(os.Stdin) {
+		return &exitError{2, errors.New("standard input is no terminal to ask at: give --yes, or --dry-run")}
+	}
+	conn, err := c.connect()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	firewalls := c.Firewall
+	if len(firewalls) == 0 {
+		if firewalls, err = realmFirewalls(ctx, conn, c.Realm); err != nil {
+			return err
+		}
+	}
+	addresses := []string{prefix.String()}
+	if prefix.IsSingleIP() {
+		addresses[0] = prefix.Addr().String()
+	}
+	run := func(dry bool) (string, []events.Receipt) {
+		id := strings.ToLower(rand.Text())
+		return id, c.command(ctx, conn, firewalls, events.Command{
+			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Addresses: addresses, By: c.By, DryRun: dry,
+		})
+	}
+	if !c.DryRun && !c.Yes {
+		_, receipts := run(true)
+		if err := printReceipts(os.Stderr, "human", "", receipts); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "Delete these entries of %s on %d firewalls? [y/N] ", addresses[0], len(firewalls))
+		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n') // end of input is a no
+		if !strings.EqualFold(strings.TrimSpace(answer), "y") {
+			return &exitError{1, errors.New("nothing was deleted")}
+		}
+	}
+	id, receipts := run(c.DryRun)
+	if err := printReceipts(os.Stdout, c.Output, id, receipts); err != nil {
+		return err
+	}
+	return outcome(receipts)
+}
+
+// realmFirewalls lists the firewalls of a realm that have not announced a clean
+// stop, by their last health.
+func realmFirewalls(ctx context.Context, conn *bus.Conn, realm string) ([]string, error) {
+	last, err := conn.Last(ctx, bus.StreamLast, events.SubjectHealth+".*")
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, m := range last {
+		var h events.Health
+		name, err := events.SubjectFirewall(m.Subject, events.SubjectHealth)
+		if err == nil {
+			err = events.Unmarshal(m.Data, &h)
+		}
+		if err == nil && h.Firewall == name && h.Realm == realm && !h.Stopping {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no firewall of realm %q is known", realm)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// command sends one command to each firewall and collects the receipts, in the
+// order of the firewalls. One that does not answer gets a receipt that says so.
+func (c *flushCmd) command(ctx context.Context, conn *bus.Conn, firewalls []string, cmd events.Command) []events.Receipt {
+	receipts := make([]events.Receipt, len(firewalls))
+	var wg sync.WaitGroup
+	for i, name := range firewalls {
+		wg.Go(func() {
+			r := &receipts[i]
+			if err := ask(ctx, conn, name, cmd, r); err != nil {
+				*r = events.Receipt{ID: cmd.ID, Firewall: name, Verb: cmd.Verb, DryRun: cmd.DryRun, Refused: []events.Refusal{}, Error: err.Error()}
+			}
+		})
+	}
+	wg.Wait()
+	return receipts
+}
+
+// ask learns the firewall's clock and present run, then sends the command.
+func ask(ctx context.Context, conn *bus.Conn, firewall string, cmd events.Command, r *events.Receipt) error {
+	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	defer cancel()
+	var h events.Health
+	status := events.Command{Verb: events.VerbStatus, Firewall: firewall, Actor: events.ActorOperator}
+	if err := conn.Request(ctx, events.CommandSubject(firewall, events.VerbStatus), &status, &h); err != nil {
+		if errors.Is(err, bus.ErrNobody) {
+			return errors.New("no answer: its producer is not connected")
+		}
+		return err
+	}
+	cmd.Firewall, cmd.Boot, cmd.Expires = firewall, h.Boot, h.Sent+int64(flushLife)
+	return conn.Request(ctx, events.CommandSubject(firewall, cmd.Verb), &cmd, r)
+}
+
+func printReceipts(w *os.File, format, id string, receipts []events.Receipt) error {
+	if format == "json" {
+		return printJSON(w, map[string]any{"id": id, "receipts": receipts})
+	}
+	t := newTable(w, format, "FIREWALL", "MATCHED", "DELETED", "GONE", "REFUSED", "TABLE", "MS", "NOTE")
+	for i := range receipts {
+		r := &receipts[i]
+		var refused []string
+		for _, f := range r.Refused {
+			refused = append(refused, strings.TrimSpace(fmt.Sprintf("%s %s", f.Reason, countOf(f.Count))))
+		}
+		note := r.Error
+		if note == "" && r.DryRun {
+			note = "dry run: nothing was deleted"
+		}
+		if note == "" && r.TCPLoose && r.Deleted > 0 {
+			note = "tcp_loose=1: routed TCP comes back with its next packet"
+		}
+		t.add(r.Firewall, r.Matched, r.Deleted, r.Gone, strings.Join(refused, ", "), fmt.Sprintf("%d → %d", r.TableBefore, r.TableAfter), r.DurationMS, note)
+	}
+	return t.flush()
+}
+
+func countOf(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("× %d", n)
+}
+
+// outcome is exit code 1 if any firewall failed, else 3 if any refused.
+func outcome(receipts []events.Receipt) error {
+	code := 0
+	for i := range receipts {
+		switch r := &receipts[i]; {
+		case len(r.Refused) > 0 && code == 0:
+			code = 3
+		case len(r.Refused) == 0 && r.Error != "":
+			code = 1
+		}
+	}
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code: code}
+}

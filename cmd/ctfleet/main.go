@@ -1,0 +1,71 @@
+// Command ctfleet is the operator's tool, and all roles in one process.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/ctfleet/ctfleet/internal/daemon"
+)
+
+type cli struct {
+	Demo      demoCmd      `cmd:"" help:"Watch three virtual firewalls, an attack and its flush. Needs nothing but Linux."`
+	Up        upCmd        `cmd:"" help:"Watch this host: NATS, producer, aggregator and responder in one process."`
+	Top       topCmd       `cmd:"" help:"Who has the most flows."`
+	Firewalls firewallsCmd `cmd:"" help:"The fleet: which firewalls, how full, how fresh, what was lost."`
+	Alerts    alertsCmd    `cmd:"" help:"What is over a threshold."`
+	Flush     flushCmd     `cmd:"" help:"Delete an address's entries from the firewalls' tables, with a receipt."`
+	Audit     auditCmd     `cmd:"" help:"What was decided and done."`
+	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
+	Rules     rulesCmd     `cmd:"" help:"Check a rules file."`
+	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
+	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
+	Version   versionCmd   `cmd:"" help:"Print the version."`
+
+	Config string `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file. Environment and command line win."`
+}
+
+// exitError ends the program with a code of its own: 2 usage, 3 refused by a
+// guard. Everything else that fails is 1.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	var c cli
+	k := daemon.Parse("ctfleet", "Watches the connection tables of a fleet of Linux firewalls: who opens flows fastest, who holds the most, which table is about to fill.", &c,
+		kong.UsageOnError())
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	k.BindTo(ctx, (*context.Context)(nil))
+	err := k.Run()
+	stop()
+	var exit *exitError
+	switch {
+	case err == nil:
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			fmt.Fprintln(os.Stderr, "ctfleet:", exit.err)
+		}
+		os.Exit(exit.code)
+	default:
+		fmt.Fprintln(os.Stderr, "ctfleet:", err)
+		os.Exit(1)
+	}
+}
+
+type versionCmd struct{}
+
+func (*versionCmd) Run() error {
+	fmt.Println(daemon.ProgramVersion())
+	return nil
+}

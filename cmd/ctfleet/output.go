@@ -1,0 +1,96 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"unicode"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+)
+
+// client are the flags of every command that asks the bus.
+type client struct {
+	bus.Flags
+	Output string `short:"o" enum:"human,json,raw" default:"human" help:"human, json, or raw (tab-separated)."`
+}
+
+func (c *client) connect() (*bus.Conn, error) {
+	host, _ := os.Hostname() // an empty name is fine
+	return bus.Connect(bus.Config{Flags: c.Flags, Role: "operator", Name: fmt.Sprintf("%s-%d", host, os.Getpid())})
+}
+
+// printJSON writes v as one line of JSON that is safe on a terminal.
+func printJSON(w io.Writer, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode JSON: %w", err)
+	}
+	_, err = fmt.Fprintln(w, escapeControls(string(data)))
+	return err
+}
+
+// escapeControls writes the control and format characters that encoding/json
+// lets through (DEL, C1, bidirectional overrides) as escapes. Within valid JSON
+// they can only stand in strings.
+func escapeControls(s string) string {
+	if strings.IndexFunc(s, hidden) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case !hidden(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			b.WriteString("\\ufffd") // the tags of plane 14: nothing to keep
+		default:
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	return b.String()
+}
+
+func hidden(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) }
+
+// table prints rows under a header: aligned for a person, tab-separated for raw.
+type table struct {
+	out  io.Writer
+	tabs *tabwriter.Writer
+}
+
+func newTable(w io.Writer, format string, header ...string) *table {
+	t := &table{out: w}
+	if format != "raw" {
+		t.tabs = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		t.out = t.tabs
+	}
+	t.row(header)
+	return t
+}
+
+func (t *table) row(cells []string) { fmt.Fprintln(t.out, strings.Join(cells, "\t")) }
+
+func (t *table) add(cells ...any) {
+	words := make([]string, len(cells))
+	for i, c := range cells {
+		words[i] = fmt.Sprint(c)
+	}
+	t.row(words)
+}
+
+func (t *table) flush() error {
+	if t.tabs == nil {
+		return nil
+	}
+	return t.tabs.Flush()
+}
+
+// terminal reports whether f is a terminal.
+func terminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/aggregator"
+	"github.com/ctfleet/ctfleet/internal/api"
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/producer"
+	"github.com/ctfleet/ctfleet/internal/responder"
+)
+
+type upCmd struct {
+	producer.Options
+	Aggregator aggregator.Options `embed:""`
+	Responder  responder.Options  `embed:""`
+	Listen     string             `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	NATSListen string             `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded NATS server listens (${default}); port 0 is a free one."`
+	Dir        string             `type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams and its URL (default: ctfleet in the user's cache directory)."`
+	LogFormat  string             `enum:"text,json" default:"text" help:"text or json."`
+	LogLevel   slog.Level         `default:"info" help:"debug, info, warn or error."`
+}
+
+// upLimits keep one host's streams small.
+var upLimits = bus.Limits{EventsAge: 15 * time.Minute, EventsBytes: 256 << 20, Memory: true}
+
+func (c *upCmd) Run() error {
+	flags := daemon.Flags{LogFormat: c.LogFormat, LogLevel: c.LogLevel}
+	log := flags.Logger(os.Stderr)
+	if code := daemon.Run(log, func(ctx context.Context) error { return c.run(ctx, log) }); code != 0 {
+		return &exitError{code: code}
+	}
+	return nil
+}
+
+func (c *upCmd) run(ctx context.Context, log *slog.Logger) error {
+	rules, err := c.Aggregator.Load()
+	if err != nil {
+		return err
+	}
+	policy, err := c.Responder.Load()
+	if err != nil {
+		return err
+	}
+	if c.Dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return fmt.Errorf("--dir: %w", err)
+		}
+		c.Dir = filepath.Join(cache, "ctfleet")
+	}
+	server, err := bus.StartServer(bus.ServerConfig{Listen: c.NATSListen, Dir: c.Dir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	urlFile := filepath.Join(c.Dir, "url")
+	if err := os.WriteFile(urlFile, []byte(server.URL()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the server's URL: %w", err)
+	}
+	listener, err := daemon.Listen(c.Listen)
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	inside := bus.Config{Server: server}
+	p, err := producer.New(c.Options, producer.Dependencies{Bus: inside, Log: log, Registry: reg})
+	if err != nil {
+		return err
+	}
+	a, err := aggregator.New(c.Aggregator, rules, aggregator.Dependencies{Bus: inside, Limits: upLimits, Log: log, Registry: reg})
+	if err != nil {
+		return err
+	}
+	r, err := responder.New(policy, responder.Dependencies{Bus: inside, Log: log, Registry: reg})
+	if err != nil {
+		return err
+	}
+	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
+	api.Register(mux, a)
+	if listener != nil {
+		fmt.Printf("API:  http://%s/\n", listener.Addr())
+	}
+	fmt.Printf("NATS: %s, credentials in %s\nTry in another terminal: NATS_URL=$(cat %s) ctfleet top\n", server.Addr(), urlFile, urlFile)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
+	g.Go(func() error { return a.Run(ctx) })
+	g.Go(func() error { return r.Run(ctx) })
+	g.Go(func() error { return p.Run(ctx) })
+	return g.Wait()
+}

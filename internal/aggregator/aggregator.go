@@ -1,0 +1,270 @@
+package aggregator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/config"
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Options are what an operator sets; the flags of cmd/aggregator.
+type Options struct {
+	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
+	MaxKeys int    `default:"1048576" help:"Addresses remembered per firewall and count; the smallest go first (${default})."`
+}
+
+// Load reads the rules file, if there is one.
+func (o *Options) Load() (rule.File, error) {
+	f := rule.NewFile()
+	if o.Rules == "" {
+		return f, nil
+	}
+	return f, config.ReadFile(o.Rules, &f)
+}
+
+// Dependencies are what an aggregator is given by whoever runs it.
+type Dependencies struct {
+	Bus      bus.Config // Role, Name and Patient are filled in
+	Limits   bus.Limits // of the streams, where this aggregator is the first to need them; zero: DefaultLimits
+	Log      *slog.Logger
+	Registry *prometheus.Registry // may be nil
+}
+
+// always are the windows that can be asked for whatever the rules say.
+var always = []time.Duration{10 * time.Second, 60 * time.Second}
+
+// Aggregator counts and judges.
+type Aggregator struct {
+	opt  Options
+	deps Dependencies
+	log  *slog.Logger
+	conn *bus.Conn
+
+	windows []time.Duration
+	byHot   map[hotSet][]int // rules that a hot key may concern
+
+	intake chan message
+	alerts chan *events.Alert
+
+	mu       sync.Mutex // guards what follows
+	counter  *count.Counter
+	engine   *rule.Engine
+	fleet    map[string]*firewall
+	live     bool      // the replay has caught up: judge and publish
+	heard    time.Time // local time of the last stream message
+	judged   time.Time // local time when the firewalls were last judged
+	lag      uint64    // stream messages behind
+	decoder  events.Decoder
+	batch    events.Batch
+	throttle daemon.Throttle
+
+	ready   atomic.Bool
+	refused *prometheus.CounterVec
+	fired   *prometheus.CounterVec
+	dropped prometheus.Counter
+}
+
+// New returns an aggregator for rules that [Options.Load] returned.
+func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
+	if opt.MaxKeys < 1 {
+		return nil, fmt.Errorf("--max-keys: must be at least 1, is %d", opt.MaxKeys)
+	}
+	if deps.Limits == (bus.Limits{}) {
+		deps.Limits = bus.DefaultLimits
+	}
+	a := &Aggregator{
+		opt: opt, deps: deps, log: deps.Log, byHot: map[hotSet][]int{}, fleet: map[string]*firewall{},
+		intake: make(chan message, 1024), alerts: make(chan *events.Alert, 4096),
+	}
+	rules := slices.Concat(file.Rules, alarms)
+	var err error
+	if a.engine, err = rule.NewEngine(rules, file.MaxFiring); err != nil {
+		return nil, err
+	}
+	cfg := count.Config{Windows: slices.Clone(always), MaxKeys: opt.MaxKeys}
+	for i := range rules {
+		r := &rules[i]
+		if r.Track == rule.Table {
+			continue
+		}
+		level := levelOf(r)
+		if level.Window > 0 {
+			cfg.Windows = append(cfg.Windows, level.Window)
+		}
+		cfg.Levels = append(cfg.Levels, level)
+		hot := hotSet{level.Set, level.Scope}
+		a.byHot[hot] = append(a.byHot[hot], i)
+	}
+	slices.Sort(cfg.Windows)
+	cfg.Windows = slices.Compact(cfg.Windows)
+	a.windows = cfg.Windows
+	if a.counter, err = count.New(cfg); err != nil {
+		return nil, err
+	}
+	busCfg := deps.Bus
+	busCfg.Role, busCfg.Patient, busCfg.Log = "aggregator", true, deps.Log
+	if busCfg.Name == "" {
+		busCfg.Name, _ = os.Hostname() // an empty name is fine
+	}
+	if a.conn, err = bus.Connect(busCfg); err != nil {
+		return nil, err
+	}
+	a.register(deps.Registry)
+	return a, nil
+}
+
+// Ready returns nil once the replay has caught up and the bus is there.
+func (a *Aggregator) Ready() error {
+	if err := a.conn.Connected(); err != nil {
+		return err
+	}
+	if !a.ready.Load() {
+		return errors.New("the replay has not caught up yet")
+	}
+	return nil
+}
+
+// Run counts until ctx ends.
+func (a *Aggregator) Run(ctx context.Context) error {
+	defer a.conn.Close()
+	defer a.unregister()
+	if err := a.ensureStreams(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if err := a.adopt(ctx); err != nil {
+		return err
+	}
+	if err := a.recallFleet(ctx); err != nil {
+		return err
+	}
+	stopHealth, err := a.conn.Subscribe(events.SubjectHealth+".*", a.takeHealth)
+	if err != nil {
+		return err
+	}
+	defer stopHealth()
+	stopService, err := a.serve()
+	if err != nil {
+		return err
+	}
+	defer stopService()
+
+	g, ctx := errgroup.WithContext(ctx)
+	// Snapshots of the past are of no use: where active is not known, a resync
+	// is asked for once the replay has caught up.
+	g.Go(func() error {
+		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{}, a.enqueue(ctx, true))
+	})
+	g.Go(func() error {
+		from := time.Now().Add(-slices.Max(a.windows) - replayMargin)
+		return a.conn.Follow(ctx, bus.StreamEvents, bus.FollowFrom{Time: from}, a.enqueue(ctx, false))
+	})
+	g.Go(func() error { return a.work(ctx) })
+	g.Go(func() error { return a.publishLoop(ctx) })
+	g.Go(func() error { return a.upkeepLoop(ctx) })
+	return g.Wait()
+}
+
+// replayMargin makes up for clocks: the start of a replay is in our time, the
+// stream's messages are in the server's.
+const replayMargin = 10 * time.Second
+
+// ensureStreams creates what is missing, waiting for the server if need be.
+// Where the server does not permit that, somebody else must have bootstrapped.
+func (a *Aggregator) ensureStreams(ctx context.Context) error {
+	if err := a.conn.WaitConnected(ctx); err != nil {
+		return err
+	}
+	for {
+		made, err := a.conn.Bootstrap(ctx, a.deps.Limits, false)
+		if err == nil {
+			if len(made) > 0 {
+				a.log.Info("created streams", "streams", made)
+			}
+			return nil
+		}
+		if missing, missErr := a.conn.Missing(ctx); missErr == nil && len(missing) == 0 {
+			return nil
+		}
+		a.throttle.Warn(a.log, "the streams are not there and cannot be created, retrying; ctfleet bootstrap creates them", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// tickInterval is how often time passes where no message says so.
+const tickInterval = 100 * time.Millisecond
+
+// work is the one goroutine that counts and judges.
+func (a *Aggregator) work(ctx context.Context) error {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	empty, err := a.nothingToReplay(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.heard = time.Now()
+	a.mu.Unlock()
+	if empty {
+		a.goLive()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case m := <-a.intake:
+			a.take(m)
+		case <-tick.C:
+			a.tick(time.Now())
+		}
+	}
+}
+
+// nothingToReplay reports whether the event stream holds nothing of interest,
+// so that no message will say that the replay is over.
+func (a *Aggregator) nothingToReplay(ctx context.Context) (bool, error) {
+	s, err := a.conn.JS.Stream(ctx, bus.StreamEvents)
+	if err != nil {
+		return false, fmt.Errorf("stream %s: %w", bus.StreamEvents, err)
+	}
+	state := s.CachedInfo().State
+	return state.Msgs == 0 || time.Since(state.LastTime) > slices.Max(a.windows), nil
+}
+
+// goLive ends the replay: from now on counts are judged and alerts published.
+func (a *Aggregator) goLive() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.goLiveLocked()
+}
+
+func (a *Aggregator) goLiveLocked() {
+	if a.live {
+		return
+	}
+	a.live, a.heard = true, time.Now()
+	a.ready.Store(true)
+	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
+	a.judgeAll()
+}

@@ -1,0 +1,89 @@
+package aggregator
+
+import (
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Metrics of the built-in alarms, beside table_percent. Rises are over the last
+// minute.
+const (
+	metricDrop         = "drop"
+	metricEarlyDrop    = "early_drop"
+	metricInsertFailed = "insert_failed"
+	metricLost         = "lost"
+	metricSilent       = "silent_seconds"
+	metricRivals       = "producers"
+)
+
+// alarms are always judged, by the same engine as the rules.
+var alarms = []rule.Rule{
+	alarm("table-75", rule.TablePercent, 75, rule.Info),
+	alarm("table-90", rule.TablePercent, 90, rule.Warning),
+	alarm("table-95", rule.TablePercent, 95, rule.Critical),
+	alarm("kernel-drop", metricDrop, 1, rule.Critical),
+	alarm("kernel-early-drop", metricEarlyDrop, 1, rule.Warning),
+	alarm("kernel-insert-failed", metricInsertFailed, 1, rule.Warning),
+	alarm("events-lost", metricLost, 1, rule.Warning),
+	alarm("firewall-silent", metricSilent, silentAfter.Seconds(), rule.Critical),
+	alarm("two-producers", metricRivals, 2, rule.Critical),
+}
+
+func alarm(name, metric string, threshold float64, severity string) rule.Rule {
+	r := rule.Default()
+	r.Name, r.Track, r.Metric, r.Count, r.Severity, r.Scope = name, rule.Table, metric, threshold, severity, rule.Firewall
+	if metric != rule.TablePercent {
+		r.Recover, r.ClearRatio = 5*time.Second, 1
+	}
+	return r
+}
+
+// judgeFleet judges, once a second, what concerns a whole firewall.
+func (a *Aggregator) judgeFleet(now time.Time) {
+	for name, f := range a.fleet {
+		acc, _ := a.counter.Account(name)
+		rise := f.history.take(counters{
+			drop: f.health.Kernel.Drop, earlyDrop: f.health.Kernel.EarlyDrop, insertFailed: f.health.Kernel.InsertFailed,
+			lost: f.health.Stream.Lost() + acc.Missing,
+		})
+		f.values = map[string]float64{
+			rule.TablePercent: f.health.Table.Percent, metricDrop: float64(rise.drop), metricEarlyDrop: float64(rise.earlyDrop),
+			metricInsertFailed: float64(rise.insertFailed), metricLost: float64(rise.lost), metricRivals: 1,
+		}
+		if !f.health.Stopping {
+			f.values[metricSilent] = now.Sub(f.seen).Seconds()
+		}
+		if acc.Rivals {
+			f.values[metricRivals] = 2
+		}
+		if f.rated.IsZero() || acc.Events < f.events {
+			f.rate = 0
+		} else {
+			f.rate = float64(acc.Events-f.events) / now.Sub(f.rated).Seconds()
+		}
+		f.events, f.rated = acc.Events, now
+		subject := rule.Subject{Realm: f.health.Realm, Firewall: name}
+		for i := range a.engine.Rules() {
+			r := &a.engine.Rules()[i]
+			if v, ok := f.values[r.Metric]; ok && r.Track == rule.Table && v >= r.Count {
+				a.publish(a.engine.Observe(i, subject, v, a.counter.Now()))
+			}
+		}
+	}
+}
+
+// fleetValue is the value of a table rule for the engine's ticks.
+func (a *Aggregator) fleetValue(r *rule.Rule, s rule.Subject) (float64, bool) {
+	f := a.fleet[s.Firewall]
+	if f == nil {
+		return 0, false
+	}
+	// What a silent firewall last said is no news.
+	if r.Metric != metricSilent && f.state(time.Now()) != events.StateFresh {
+		return 0, false
+	}
+	v, ok := f.values[r.Metric]
+	return v, ok
+}

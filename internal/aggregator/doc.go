@@ -1,0 +1,18 @@
+// Package aggregator is the centre: it counts what all producers publish,
+// judges the counts by the rules, publishes alerts and answers questions. It
+// wires the parts and holds no mechanism of its own:
+//
+//	aggregator.go   options, life: replay, catch up, live
+//	intake.go       batches, snapshots, health → count, fleet
+//	judge.go        hot keys and ticks → rule engine → alerts
+//	alarms.go       the built-in alarms: table, kernel counters, silence, loss
+//	fleet.go        the inventory: who is out there, how fresh
+//	publish.go      alerts to the bus, in order, adopted after a restart
+//	view.go         the answers to questions, for the bus and for HTTP
+//	upkeep.go       resyncs where active is not known, the fleet's pace
+//	metrics.go      totals for Prometheus; addresses belong to the API
+//
+// One goroutine counts and judges; whoever asks takes the same lock. A breach
+// fires when the batch that crosses the threshold is counted, not at a tick:
+// ticks only let time pass.
+package aggregator

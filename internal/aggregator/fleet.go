@@ -1,0 +1,96 @@
+package aggregator
+
+import (
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	staleAfter  = 3 * time.Second
+	silentAfter = 60 * time.Second
+)
+
+// firewall is one entry of the inventory.
+type firewall struct {
+	health  events.Health
+	seen    time.Time // local time of the last health
+	asked   time.Time // when a resync was last asked for
+	history history
+	values  map[string]float64 // of the built-in alarms, by metric
+
+	events uint64 // counted, when the rate was last taken
+	rate   float64
+	rated  time.Time
+}
+
+// state says how fresh a firewall is at now.
+func (f *firewall) state(now time.Time) string {
+	switch age := now.Sub(f.seen); {
+	case f.health.Stopping:
+		return events.StateStopped
+	case age > silentAfter:
+		return events.StateSilent
+	case age > staleAfter:
+		return events.StateStale
+	}
+	return events.StateFresh
+}
+
+// sight takes a health report into the inventory.
+func (a *Aggregator) sight(h *events.Health, at time.Time) {
+	f := a.fleet[h.Firewall]
+	if f == nil {
+		f = &firewall{}
+		a.fleet[h.Firewall] = f
+	}
+	if f.health.Boot != h.Boot && f.health.Boot != "" {
+		f.history.reset() // counters of another run begin at 0
+	}
+	f.health, f.seen = *h, at
+}
+
+// stale names the firewalls of a realm (or the one named) that are silent, so
+// that what they hold is missing from a count.
+func (a *Aggregator) stale(realm, name string, now time.Time) (out []string) {
+	for n, f := range a.fleet {
+		if name != "" && n != name || name == "" && f.health.Realm != realm {
+			continue
+		}
+		if s := f.state(now); s == events.StateStale || s == events.StateSilent {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// historySeconds is how far back a rise of a counter is looked for.
+const historySeconds = 60
+
+// history holds a firewall's counters of the last minute, one value a second,
+// to tell a rise from a total.
+type history struct {
+	ring [historySeconds]counters
+	n    int // values taken
+}
+
+// counters are cumulative.
+type counters struct{ drop, earlyDrop, insertFailed, lost uint64 }
+
+func (h *history) reset() { *h = history{} }
+
+// take adds the values of this second and returns the rise over the minute
+// before. A counter that fell began anew.
+func (h *history) take(now counters) counters {
+	oldest := now
+	if h.n > 0 {
+		oldest = h.ring[0]
+		if h.n >= historySeconds {
+			oldest = h.ring[h.n%historySeconds]
+		}
+	}
+	h.ring[h.n%historySeconds] = now
+	h.n++
+	rise := func(now, before uint64) uint64 { return now - min(now, before) }
+	return counters{rise(now.drop, oldest.drop), rise(now.earlyDrop, oldest.earlyDrop), rise(now.insertFailed, oldest.insertFailed), rise(now.lost, oldest.lost)}
+}

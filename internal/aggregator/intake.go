@@ -1,0 +1,129 @@
+package aggregator
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// message is a batch on its way to the counter.
+type message struct {
+	bus.Msg
+	snapshot bool
+}
+
+// enqueue hands stream messages to the goroutine that counts.
+func (a *Aggregator) enqueue(ctx context.Context, snapshot bool) func(bus.Msg) {
+	return func(m bus.Msg) {
+		select {
+		case a.intake <- message{m, snapshot}:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// take counts one batch and judges what became hot.
+func (a *Aggregator) take(m message) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	hot, err := a.apply(m)
+	if err != nil {
+		a.refuse("batch", m.Subject, err)
+	}
+	a.heard = time.Now()
+	if !m.snapshot {
+		a.lag = m.Pending
+	}
+	if a.live {
+		a.judge(hot)
+	}
+	if !m.snapshot && m.Pending == 0 {
+		a.goLiveLocked()
+	}
+}
+
+func (a *Aggregator) apply(m message) ([]count.Hot, error) {
+	root := events.SubjectEvents
+	if m.snapshot {
+		root = events.SubjectSnapshots
+	}
+	name, err := events.SubjectFirewall(m.Subject, root)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.decoder.Decode(m.Data, &a.batch); err != nil {
+		a.counter.Refuse(name)
+		return nil, err
+	}
+	if a.batch.Firewall != name {
+		// The server enforces who may publish on a subject; a payload may claim
+		// anything.
+		a.counter.Refuse(name)
+		return nil, fmt.Errorf("it says it is from %s", a.batch.Firewall)
+	}
+	if m.snapshot {
+		return a.counter.ApplySnapshot(name, &a.batch, m.Time.UnixNano())
+	}
+	return a.counter.Apply(name, &a.batch, m.Time.UnixNano())
+}
+
+// refuse counts and logs a message that could not be used.
+func (a *Aggregator) refuse(kind, subject string, err error) {
+	a.refused.WithLabelValues(kind).Inc()
+	a.throttle.Warn(a.log, "refused a message", "kind", kind, "subject", subject, "error", err)
+}
+
+// takeHealth notes a firewall's own report.
+func (a *Aggregator) takeHealth(subject string, data []byte) {
+	h, err := readHealth(subject, data)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		a.refuse("health", subject, err)
+		return
+	}
+	a.sight(h, time.Now())
+}
+
+func readHealth(subject string, data []byte) (*events.Health, error) {
+	name, err := events.SubjectFirewall(subject, events.SubjectHealth)
+	if err != nil {
+		return nil, err
+	}
+	var h events.Health
+	if err := events.Unmarshal(data, &h); err != nil {
+		return nil, err
+	}
+	if h.Firewall != name {
+		return nil, fmt.Errorf("it says it is from %s", h.Firewall)
+	}
+	return &h, nil
+}
+
+// recallFleet reads each firewall's last report, so that one that is silent
+// now is known and not merely absent.
+func (a *Aggregator) recallFleet(ctx context.Context) error {
+	last, err := a.conn.Last(ctx, bus.StreamLast, events.SubjectHealth+".*")
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range last {
+		h, err := readHealth(m.Subject, m.Data)
+		if err != nil {
+			a.refuse("health", m.Subject, err)
+			continue
+		}
+		at := time.Now()
+		if m.Time.Before(at) { // the server's clock may be ahead of ours
+			at = m.Time
+		}
+		a.sight(h, at)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package aggregator
+
+import (
+	"math"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/rule"
+)
+
+// hotSet is what the counter says of a hot key that selects the rules it may
+// concern.
+type hotSet struct {
+	set   count.Set
+	scope count.Scope
+}
+
+// levelOf is what the counter must watch for a rule.
+func levelOf(r *rule.Rule) count.Level {
+	l := count.Level{Set: count.Set{Track: count.BySrc}, Scope: count.Fleet, Window: r.Window(), Count: uint64(max(math.Ceil(r.Count), 1))}
+	if r.Track == rule.ByDst {
+		l.Set.Track = count.ByDst
+	}
+	switch r.Metric {
+	case rule.Active:
+		l.Set.Metric = count.Active
+	case rule.Unreplied:
+		l.Set.Metric = count.Unreplied
+	}
+	if r.Prefix.IPv4 != 32 {
+		l.Set.IPv4Bits = uint8(r.Prefix.IPv4)
+	}
+	if r.Prefix.IPv6 != 128 {
+		l.Set.IPv6Bits = uint8(r.Prefix.IPv6)
+	}
+	switch {
+	case r.Match.Protocol != 0:
+		l.Set.Match = count.MatchProtocol(uint8(r.Match.Protocol), r.Match.DPort...)
+	case len(r.Match.DPort) > 0:
+		l.Set.Match = count.MatchPorts(r.Match.DPort...)
+	}
+	switch {
+	case r.Scope == rule.Firewall:
+		l.Scope = count.Firewall
+	case r.Combine == rule.Max:
+		l.Scope = count.FleetMax
+	}
+	return l
+}
+
+// judge asks for the exact values of hot keys and tells the engine.
+func (a *Aggregator) judge(hot []count.Hot) {
+	for i := range hot {
+		h := &hot[i]
+		for _, n := range a.byHot[hotSet{h.Set, h.Scope}] {
+			r := &a.engine.Rules()[n]
+			v, known := a.counter.Value(h.Set, h.Scope, h.Place, h.Key, r.Window())
+			if known && float64(v) >= r.Count {
+				a.publish(a.engine.Observe(n, rule.Subject{Realm: h.Place.Realm, Firewall: h.Place.Firewall, Key: h.Key}, float64(v), a.counter.Now()))
+			}
+		}
+	}
+}
+
+// judgeAll judges every key once: what a replay made of them crossed no
+// threshold while nobody looked.
+func (a *Aggregator) judgeAll() {
+	for n := range a.engine.Rules() {
+		r := &a.engine.Rules()[n]
+		if r.Track == rule.Table {
+			continue
+		}
+		l := levelOf(r)
+		for _, place := range a.counter.Places() {
+			if (place.Firewall == "") == (l.Scope == count.Firewall) {
+				continue
+			}
+			// Largest first: what does not reach the threshold ends the search.
+			for limit := 128; ; limit *= 8 {
+				rows := a.counter.Top(l.Set, place, r.Window(), limit)
+				over := 0
+				for over < len(rows) && float64(rows[over].Value) >= r.Count {
+					over++
+				}
+				if over == limit {
+					continue
+				}
+				for _, row := range rows[:over] {
+					if v, known := a.counter.Value(l.Set, l.Scope, place, row.Key, r.Window()); known && float64(v) >= r.Count {
+						a.publish(a.engine.Observe(n, rule.Subject{Realm: place.Realm, Firewall: place.Firewall, Key: row.Key}, float64(v), a.counter.Now()))
+					}
+				}
+				break
+			}
+		}
+	}
+}
+
+// value is what the engine asks for at a tick.
+func (a *Aggregator) value(n int, s rule.Subject) (float64, bool) {
+	r := &a.engine.Rules()[n]
+	if r.Track == rule.Table {
+		return a.fleetValue(r, s)
+	}
+	l := levelOf(r)
+	v, known := a.counter.Value(l.Set, l.Scope, count.Place{Realm: s.Realm, Firewall: s.Firewall}, s.Key, r.Window())
+	return float64(v), known
+}
+
+// quietReplay is how long a replay may bring nothing before it is over.
+const quietReplay = 3 * time.Second
+
+// tick lets time pass: counts fall, alerts resolve, silence is noticed.
+func (a *Aggregator) tick(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.live {
+		if now.Sub(a.heard) > quietReplay {
+			a.goLiveLocked() // what was to be replayed lay outside of the windows
+		} else {
+			return
+		}
+	}
+	// While we lag behind the stream, its messages are the clock.
+	if a.lag == 0 {
+		clock := a.counter.Now()
+		if clock == 0 {
+			clock = now.UnixNano() // nothing was ever heard
+		} else {
+			clock += int64(now.Sub(a.heard))
+		}
+		a.judge(a.counter.Advance(clock))
+		a.heard = now
+	}
+	if now.Sub(a.judged) >= time.Second {
+		a.judged = now
+		a.judgeFleet(now)
+	}
+	a.publish(a.engine.Tick(a.counter.Now(), a.value))
+}

@@ -1,0 +1,102 @@
+package aggregator
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+func (a *Aggregator) register(reg *prometheus.Registry) {
+	a.refused = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_aggregator_refused_messages_total", Help: "Messages from the bus that could not be used."}, []string{"kind"})
+	a.fired = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_alerts_total", Help: "Alert messages by state and severity."}, []string{"state", "severity"})
+	a.dropped = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_alerts_dropped_total", Help: "Alerts dropped because the bus took none for too long."})
+	if reg != nil {
+		reg.MustRegister(a.refused, a.fired, a.dropped, a)
+	}
+}
+
+func (a *Aggregator) unregister() {
+	if reg := a.deps.Registry; reg != nil {
+		for _, c := range []prometheus.Collector{a.refused, a.fired, a.dropped, a} {
+			reg.Unregister(c)
+		}
+	}
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descEntries    = desc("nf_conntrack_entries", "Entries in a firewall's table.", "firewall")
+	descLimit      = desc("nf_conntrack_entries_limit", "Limit of a firewall's table.", "firewall")
+	descDrop       = desc("nf_conntrack_stat_drop", "Packets dropped because the table was full.", "firewall")
+	descEarlyDrop  = desc("nf_conntrack_stat_early_drop", "Entries dropped to make room.", "firewall")
+	descInsertFail = desc("nf_conntrack_stat_insert_failed", "Entries that could not be inserted.", "firewall")
+	descActive     = desc("ctfleet_active_flows", "Unexpired entries, by events and resyncs; absent while not known.", "firewall")
+	descEvents     = desc("ctfleet_counted_events_total", "Events counted.", "firewall")
+	descLost       = desc("ctfleet_producer_lost_events_total", "Events that a producer knows it lost.", "firewall")
+	descMissing    = desc("ctfleet_missing_lost_events_total", "Events sent, by the producer's own count, that never arrived here.", "firewall")
+	descDuplicates = desc("ctfleet_duplicate_batches_total", "Batches that came again.", "firewall")
+	descAge        = desc("ctfleet_firewall_age_seconds", "Time since a firewall's last report.", "firewall")
+	descFirewalls  = desc("ctfleet_firewalls", "Firewalls by state.", "state")
+	descLag        = desc("ctfleet_stream_lag_messages", "Batches in the stream that are not counted yet.")
+	descKeys       = desc("ctfleet_keys", "Addresses held in all counts.")
+	descBytes      = desc("ctfleet_count_bytes", "Memory of all counts.")
+	descEvicted    = desc("ctfleet_evicted_keys_total", "Addresses pushed out because a table was full.")
+	descTooLate    = desc("ctfleet_too_late_events_total", "Events older than the longest window when they came.")
+	descFiring     = desc("ctfleet_alerts_firing", "Alerts that fire now.")
+	descHeld       = desc("ctfleet_alerts_held", "Alerts held back by max_firing.")
+)
+
+// Describe implements prometheus.Collector.
+func (a *Aggregator) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(a, ch) }
+
+// Collect implements prometheus.Collector. There is no label with an address:
+// that would be as many series as addresses.
+func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	now := time.Now()
+	states := map[string]int{events.StateFresh: 0, events.StateStale: 0, events.StateSilent: 0, events.StateStopped: 0}
+	for name, f := range a.fleet {
+		states[f.state(now)]++
+		gauge(descEntries, float64(f.health.Table.Count), name)
+		gauge(descLimit, float64(f.health.Table.Limit), name)
+		counter(descDrop, f.health.Kernel.Drop, name)
+		counter(descEarlyDrop, f.health.Kernel.EarlyDrop, name)
+		counter(descInsertFail, f.health.Kernel.InsertFailed, name)
+		gauge(descAge, now.Sub(f.seen).Seconds(), name)
+		acc, ok := a.counter.Account(name)
+		if !ok {
+			continue
+		}
+		if acc.ActiveKnown {
+			gauge(descActive, float64(acc.Active), name)
+		}
+		counter(descEvents, acc.Events, name)
+		counter(descLost, acc.Lost, name)
+		counter(descMissing, acc.Missing, name)
+		counter(descDuplicates, acc.Duplicates, name)
+	}
+	for s, n := range states {
+		gauge(descFirewalls, float64(n), s)
+	}
+	gauge(descLag, float64(a.lag))
+	st := a.counter.Stats()
+	gauge(descKeys, float64(st.Keys))
+	gauge(descBytes, float64(st.Bytes))
+	counter(descEvicted, st.Evicted)
+	counter(descTooLate, st.TooLate)
+	rules := a.engine.Stats()
+	gauge(descFiring, float64(rules.Firing))
+	gauge(descHeld, float64(rules.Held))
+}

@@ -1,0 +1,223 @@
+package aggregator
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// publish makes alerts of transitions and hands them to publishLoop, in order.
+func (a *Aggregator) publish(transitions []rule.Transition) {
+	for i := range transitions {
+		alert := a.alert(&transitions[i])
+		select {
+		case a.alerts <- alert:
+		default:
+			// The bus is away and thousands of alerts wait. They are not lost
+			// for good: what still fires is adopted or fires again.
+			a.dropped.Inc()
+			a.throttle.Warn(a.log, "too many alerts wait for the bus, dropped one", "alert", alert.ID)
+		}
+	}
+}
+
+// alert describes a transition with what is known at this moment.
+func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
+	r, s := t.Rule, t.Subject
+	al := &events.Alert{
+		ID: t.ID, Rule: r.Name, State: events.Firing, Severity: r.Severity, Scope: s.Scope(), Realm: s.Realm, Key: keyText(s.Key),
+		Track: r.Track, Metric: r.Metric, Value: t.Value, Count: r.Count, Seconds: r.Seconds, Peak: t.Peak,
+		Started: t.Started / 1e6, Updated: t.Updated / 1e6,
+	}
+	if t.Kind == rule.Resolved {
+		al.State = events.Resolved
+	}
+	now := time.Now()
+	al.Stale = len(a.stale(s.Realm, s.Firewall, now)) > 0
+	place := count.Place{Realm: s.Realm, Firewall: s.Firewall}
+	if r.Track == rule.Table {
+		al.Lossy = a.counter.Lossy(place, historySeconds*time.Second)
+		if s.Firewall != "" {
+			al.Firewalls = map[string]float64{s.Firewall: t.Value}
+		}
+		if r.Metric == rule.TablePercent {
+			a.describeTable(al, place)
+		}
+	} else {
+		l := levelOf(r)
+		al.Lossy = a.counter.Lossy(place, max(r.Window(), time.Second))
+		al.Firewalls = map[string]float64{}
+		for fw, n := range a.counter.Shares(l.Set, s.Realm, s.Key, r.Window()) {
+			if s.Firewall == "" || s.Firewall == fw {
+				al.Firewalls[fw] = float64(n)
+			}
+		}
+		al.Peers, al.Ports = a.counter.Sample(l.Set.Track, place, s.Key, 5)
+		window := r.Window()
+		if window == 0 {
+			window = always[0]
+		}
+		al.Unreplied = a.counter.UnrepliedShare(l.Set.Track, place, s.Key, window)
+	}
+	al.Text = text(al)
+	return al
+}
+
+// describeTable names the largest sources of a filling table.
+func (a *Aggregator) describeTable(al *events.Alert, place count.Place) {
+	for _, row := range a.counter.Top(count.Set{Track: count.BySrc, Metric: count.Active}, place, 0, 5) {
+		al.Peers = append(al.Peers, events.Share{Value: keyText(row.Key), Count: row.Value})
+	}
+}
+
+// keyText writes an address, a prefix, or "table".
+func keyText(p netip.Prefix) string {
+	switch {
+	case !p.IsValid():
+		return events.KeyTable
+	case p.IsSingleIP():
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+// text says cause, value, threshold and window in one line.
+func text(a *events.Alert) string {
+	number := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
+	within := ""
+	if a.Seconds > 0 {
+		within = fmt.Sprintf(" within %d s", a.Seconds)
+	}
+	s := ""
+	switch a.Metric {
+	case events.MetricNew:
+		s = fmt.Sprintf("%s opened %s flows%s", a.Key, number(a.Value), within)
+		if a.Track == rule.ByDst {
+			s = fmt.Sprintf("%s flows were opened to %s%s", number(a.Value), a.Key, within)
+		}
+	case events.MetricActive:
+		s = fmt.Sprintf("%s holds %s flows", a.Key, number(a.Value))
+	case events.MetricUnreplied:
+		s = fmt.Sprintf("%s flows of %s ended unanswered%s", number(a.Value), a.Key, within)
+	case rule.TablePercent:
+		s = fmt.Sprintf("the table is %.1f%% full", a.Value)
+	case metricSilent:
+		s = fmt.Sprintf("silent for %.0f s", a.Value)
+	case metricLost:
+		s = fmt.Sprintf("%s events were lost within %d s", number(a.Value), historySeconds)
+	case metricRivals:
+		s = "two producers use this name"
+	case metricDrop, metricEarlyDrop, metricInsertFailed:
+		s = fmt.Sprintf("the kernel's %s rose by %s within %d s", a.Metric, number(a.Value), historySeconds)
+	default:
+		s = fmt.Sprintf("%s is %s", a.Metric, number(a.Value))
+	}
+	where := "on " + a.Scope
+	if a.Scope == events.ScopeFleet {
+		where = "in the fleet"
+	}
+	s = fmt.Sprintf("%s: %s %s, threshold %s", a.Rule, s, where, number(a.Count))
+	if len(a.Firewalls) > 1 {
+		s += fmt.Sprintf(", through %d firewalls", len(a.Firewalls))
+	}
+	if a.Lossy {
+		s += ", events were lost: it may be more"
+	}
+	return s
+}
+
+// alertSubject is where an alert is published.
+func alertSubject(a *events.Alert) string {
+	key := a.Key
+	if p, err := events.ParsePrefix(a.Key); err == nil {
+		key = events.SubjectKey(p)
+	}
+	return events.AlertSubject(a.State, a.Rule, a.Scope, key)
+}
+
+// publishLoop publishes alerts in order, each until the bus has it.
+func (a *Aggregator) publishLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case al := <-a.alerts:
+			a.log.Info(al.State, "alert", al.Text, "id", al.ID)
+			a.fired.WithLabelValues(al.State, al.Severity).Inc()
+			// Two aggregators count the same stream and make the same alert:
+			// the stream keeps the first.
+			id := fmt.Sprintf("%s:%s:%d", al.ID, al.State, al.Updated)
+			for {
+				err := a.conn.PublishMessage(ctx, alertSubject(al), id, al)
+				if err == nil || ctx.Err() != nil {
+					break
+				}
+				a.throttle.Warn(a.log, "cannot publish an alert, retrying", "error", err)
+				select {
+				case <-ctx.Done():
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+		}
+	}
+}
+
+// adopt takes over the alerts that were firing when this aggregator, or the one
+// before it, stopped: they are neither fired again nor forgotten.
+func (a *Aggregator) adopt(ctx context.Context) error {
+	last, err := a.conn.Last(ctx, bus.StreamAlerts, events.SubjectAlerts+".>")
+	if err != nil {
+		return err
+	}
+	// The newest message of an alert's two subjects says how it stands.
+	newest := map[string]bus.Msg{}
+	for _, m := range last {
+		tail := events.SubjectTail(m.Subject, events.SubjectAlerts)
+		if len(tail) != 4 {
+			continue
+		}
+		about := tail[1] + "." + tail[2] + "." + tail[3]
+		if had, ok := newest[about]; !ok || had.Seq < m.Seq {
+			newest[about] = m
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range newest {
+		var al events.Alert
+		if err := events.Unmarshal(m.Data, &al); err != nil {
+			a.refuse("alert", m.Subject, err)
+			continue
+		}
+		if al.State != events.Firing {
+			continue
+		}
+		s := rule.Subject{Realm: al.Realm}
+		if al.Scope != events.RealmScope(al.Realm) {
+			s.Firewall = al.Scope
+		}
+		if p, err := events.ParsePrefix(al.Key); err == nil {
+			s.Key = p
+		}
+		err := a.engine.Adopt(rule.Adopted{ID: al.ID, Rule: al.Rule, Subject: s, Value: al.Value, Peak: al.Peak, Started: al.Started * 1e6, Updated: al.Updated * 1e6})
+		if err != nil {
+			// Its rule is gone: nobody else would resolve it.
+			a.log.Info("resolving an alert without a rule", "alert", al.ID, "reason", err)
+			al.State, al.Text = events.Resolved, al.Rule+": the rule is no more"
+			al.Updated = max(al.Updated+1, time.Now().UnixMilli())
+			select {
+			case a.alerts <- &al:
+			default:
+				a.dropped.Inc()
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package aggregator
+
+import (
+	"context"
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	// askPause is how long a firewall has to answer a resync before it is
+	// asked again.
+	askPause = 10 * time.Second
+	// resyncBytesPerSecond bounds what all dumps together bring to the bus.
+	resyncBytesPerSecond = 5 << 20
+	// flowBytes is what one flow takes in a snapshot, roughly.
+	flowBytes = 26
+	// paceInterval is how often the pace is announced, for producers that come.
+	paceInterval = 5 * time.Second
+	// fleetMessages is how many messages a second all firewalls together may
+	// send: a server was healthy at twice as many.
+	fleetMessages = 10_000
+)
+
+// upkeepLoop asks for resyncs where active is not known, and sets the pace.
+func (a *Aggregator) upkeepLoop(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	var paced time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			if !a.ready.Load() || a.conn.Connected() != nil {
+				continue
+			}
+			if now.Sub(paced) >= paceInterval {
+				paced = now
+				a.sendPace()
+			}
+			if name, flows := a.needsResync(now); name != "" {
+				a.askResync(ctx, name)
+				if !pause(ctx, time.Duration(flows)*flowBytes*time.Second/resyncBytesPerSecond) {
+					return nil
+				}
+			}
+		}
+	}
+}
+
+// needsResync picks a firewall whose active count is not known, or no longer
+// right, and that has not been asked a moment ago.
+func (a *Aggregator) needsResync(now time.Time) (name string, flows uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for n, f := range a.fleet {
+		if f.state(now) != events.StateFresh || f.health.Stream.Resyncing || now.Sub(f.asked) < askPause {
+			continue
+		}
+		acc, ok := a.counter.Account(n)
+		pending := acc.Pending && a.counter.Now()-acc.PendingSince < int64(askPause)
+		if ok && acc.ActiveKnown && !acc.Approximate || pending {
+			continue
+		}
+		f.asked = now
+		return n, f.health.Table.Count
+	}
+	return "", 0
+}
+
+func (a *Aggregator) askResync(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var r events.ResyncReply
+	c := &events.Command{Verb: events.VerbResync, Firewall: name, Actor: "aggregator", Reason: "active is not known"}
+	if err := a.conn.Request(ctx, events.CommandSubject(name, events.VerbResync), c, &r); err != nil {
+		a.log.Debug("cannot ask for a resync, trying again", "firewall", name, "error", err)
+	}
+}
+
+// sendPace tells producers how long to linger so that the fleet stays under
+// fleetMessages.
+func (a *Aggregator) sendPace() {
+	now := time.Now()
+	a.mu.Lock()
+	fleet := 0
+	for _, f := range a.fleet {
+		if f.state(now) == events.StateFresh {
+			fleet++
+		}
+	}
+	a.mu.Unlock()
+	linger := min(fleet*1000/fleetMessages, events.MaxLingerMS)
+	if err := a.conn.Send(events.SubjectPace, &events.Pace{LingerMS: uint32(linger), Fleet: uint32(fleet)}); err != nil {
+		a.log.Debug("cannot announce the pace", "error", err)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,132 @@
+package aggregator
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// ServiceName is the micro service of aggregators.
+const ServiceName = "ct-aggregator"
+
+func (a *Aggregator) serve() (stop func(), err error) {
+	return a.conn.Serve(bus.Service{
+		Name: ServiceName, Description: "ctfleet aggregator: the fleet's counts",
+		Metadata: map[string]string{"version": daemon.ProgramVersion()},
+		Endpoints: []bus.Endpoint{
+			{Name: events.QueryTop, Subject: events.QuerySubject(events.QueryTop), Handle: func(data []byte) (events.Message, error) {
+				var q events.TopQuery
+				if err := events.Unmarshal(data, &q); err != nil {
+					return nil, &bus.RequestError{Err: err}
+				}
+				r, err := a.Top(&q)
+				if err != nil {
+					return nil, &bus.RequestError{Err: err}
+				}
+				return r, nil
+			}},
+			{Name: events.QueryFirewalls, Subject: events.QuerySubject(events.QueryFirewalls), Handle: func([]byte) (events.Message, error) { return a.Firewalls(), nil }},
+			{Name: events.QueryAlerts, Subject: events.QuerySubject(events.QueryAlerts), Handle: func([]byte) (events.Message, error) { return a.Alerts(), nil }},
+		},
+	})
+}
+
+// defaultRows is how many rows a top without a limit has.
+const defaultRows = 20
+
+// Top answers who has the most. Errors are the asker's.
+func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
+	set := count.Set{Track: count.BySrc}
+	if q.By == events.ByDst {
+		set.Track = count.ByDst
+	}
+	switch q.Metric {
+	case events.MetricActive:
+		set.Metric = count.Active
+	case events.MetricUnreplied:
+		set.Metric = count.Unreplied
+	}
+	window := time.Duration(q.WindowS) * time.Second
+	if window == 0 {
+		window = always[0]
+	}
+	if !slices.Contains(a.windows, window) {
+		var kept []string
+		for _, w := range a.windows {
+			kept = append(kept, w.String())
+		}
+		return nil, fmt.Errorf("window %s is not kept, these are: %s", window, strings.Join(kept, ", "))
+	}
+	place := count.Place{Realm: cmp.Or(q.Realm, events.RealmDefault), Firewall: q.Firewall}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if f := a.fleet[q.Firewall]; f != nil && q.Realm == "" {
+		place.Realm = f.health.Realm
+	}
+	r := &events.TopReply{
+		By: cmp.Or(q.By, events.BySrc), Metric: cmp.Or(q.Metric, events.MetricNew), WindowS: int(window / time.Second),
+		Scope: events.RealmScope(place.Realm), Rows: []events.TopRow{},
+	}
+	if place.Firewall != "" {
+		r.Scope = place.Firewall
+	}
+	for _, row := range a.counter.Top(set, place, window, cmp.Or(q.Limit, defaultRows)) {
+		shares := a.counter.Shares(set, place.Realm, row.Key, window)
+		if place.Firewall != "" {
+			shares = map[string]uint64{place.Firewall: row.Value}
+		}
+		r.Rows = append(r.Rows, events.TopRow{Key: keyText(row.Key), Value: row.Value, Firewalls: shares})
+	}
+	if set.Metric == count.Active {
+		r.WindowS = 0
+		r.Unknown = a.counter.Unknown(place)
+	} else {
+		r.Partial = a.counter.Partial(window)
+	}
+	r.Stale = a.stale(place.Realm, place.Firewall, time.Now())
+	slices.Sort(r.Stale)
+	return r, nil
+}
+
+// Firewalls is the inventory, by name.
+func (a *Aggregator) Firewalls() *events.FirewallsReply {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	r := &events.FirewallsReply{Firewalls: []events.FirewallStatus{}}
+	for name, f := range a.fleet {
+		acc, _ := a.counter.Account(name)
+		r.Firewalls = append(r.Firewalls, events.FirewallStatus{
+			Health: f.health, State: f.state(now), AgeMS: now.Sub(f.seen).Milliseconds(),
+			Events: acc.Events, EventsPerS: f.rate, Lost: max(acc.Lost, f.health.Stream.Lost()), Missing: acc.Missing,
+			Duplicates: acc.Duplicates, Refused: acc.Refused,
+			ActiveKnown: acc.ActiveKnown, Active: acc.Active,
+			Approximate: acc.Approximate || f.health.Stream.Unannounced && f.health.Stream.Live > f.health.Table.Count,
+			Boots:       acc.Boots, Rivals: acc.Rivals,
+		})
+	}
+	slices.SortFunc(r.Firewalls, func(x, y events.FirewallStatus) int { return cmp.Compare(x.Firewall, y.Firewall) })
+	return r
+}
+
+// Alerts are those that fire, newest first, with their present values.
+func (a *Aggregator) Alerts() *events.AlertsReply {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := &events.AlertsReply{Alerts: []events.Alert{}}
+	firing := a.engine.Firing()
+	for i := range firing {
+		r.Alerts = append(r.Alerts, *a.alert(&firing[i]))
+	}
+	slices.SortFunc(r.Alerts, func(x, y events.Alert) int {
+		return cmp.Or(cmp.Compare(y.Started, x.Started), cmp.Compare(x.ID, y.ID))
+	})
+	return r
+}

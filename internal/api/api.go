@@ -1,0 +1,89 @@
+// Package api serves the views over HTTP, read-only, as JSON whose keys are
+// those of the messages on the bus.
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Source answers the questions; the aggregator is one.
+type Source interface {
+	Top(*events.TopQuery) (*events.TopReply, error)
+	Firewalls() *events.FirewallsReply
+	Alerts() *events.AlertsReply
+}
+
+// Register adds the API to mux.
+func Register(mux *http.ServeMux, src Source) {
+	mux.HandleFunc("GET /api/v1/top", func(w http.ResponseWriter, r *http.Request) {
+		q, err := topQuery(r)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply, err := src.Top(q)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		answer(w, http.StatusOK, reply)
+	})
+	mux.HandleFunc("GET /api/v1/firewalls", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, src.Firewalls()) })
+	mux.HandleFunc("GET /api/v1/alerts", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, src.Alerts()) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprint(w, `ctfleet aggregator
+
+/api/v1/top?by=src&metric=new&window=10&limit=20   also firewall= and realm=
+/api/v1/firewalls
+/api/v1/alerts
+/metrics  /healthz  /readyz
+`)
+	})
+}
+
+// topQuery reads the parameters of /api/v1/top. An unknown one is refused, so
+// that a misspelt "windw" does not answer another question.
+func topQuery(r *http.Request) (*events.TopQuery, error) {
+	q := &events.TopQuery{}
+	for key, values := range r.URL.Query() {
+		v := values[len(values)-1]
+		var err error
+		switch key {
+		case "by":
+			q.By = v
+		case "metric":
+			q.Metric = v
+		case "window":
+			q.WindowS, err = strconv.Atoi(v)
+		case "firewall":
+			q.Firewall = v
+		case "realm":
+			q.Realm = v
+		case "limit":
+			q.Limit, err = strconv.Atoi(v)
+		default:
+			return nil, fmt.Errorf("unknown parameter %q: by, metric, window, firewall, realm and limit are known", key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("parameter %s: %q is no number", key, v)
+		}
+	}
+	return q, q.Validate()
+}
+
+func fail(w http.ResponseWriter, err error) {
+	answer(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(v) // the client may have gone
+}
