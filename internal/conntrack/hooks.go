@@ -3,7 +3,6 @@ package conntrack
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
@@ -11,8 +10,8 @@ import (
 	"github.com/ctfleet/ctfleet/internal/host"
 )
 
-// ErrUnknown is wrapped where the kernel has no way to tell.
-var ErrUnknown = errors.New("this kernel does not tell")
+// ErrUnknown is wrapped where there is no way to tell.
+var ErrUnknown = errors.New("cannot be told on this host")
 
 // Numbers of linux/netfilter/nfnetlink_hook.h.
 const (
@@ -29,30 +28,39 @@ const (
 
 // Enabled reports for each family whether connection tracking is on in ns. It is
 // off in a new namespace, and stays off until something needs it: a rule that
-// looks at ct state, a NAT chain, a flowtable. Until then the table stays empty
+// looks at ct state, a NAT rule, a flowtable. Until then the table stays empty
 // and no event ever comes.
 //
-// It asks for what decides, rather than guess from a ruleset that may be
-// nftables', iptables' or somebody's own: whether conntrack's functions hang in
-// the namespace's prerouting hook. The kernel puts them there with the first
-// user and takes them away with the last. Kernels older than 5.14, or without
-// CONFIG_NETFILTER_NETLINK_HOOK, do not tell: ErrUnknown.
+// Where the kernel can say, it is asked for what decides: whether conntrack's
+// functions hang in the namespace's prerouting hook. The kernel puts them there
+// with the first user, whoever that is, and takes them away with the last. That
+// needs Linux 5.14 and CONFIG_NETFILTER_NETLINK_HOOK. Elsewhere the rules are
+// read instead. They miss users that are no rules of nftables (Open vSwitch,
+// tc, IPVS), so off means there: no rule asks for it. ErrUnknown is returned
+// where not even that can be told.
 func Enabled(ns *host.Namespace) (ipv4, ipv6 bool, err error) {
-	conn, err := openQuery(ns)
-	if err == nil {
-		ipv4, err = enabled(conn, netfilter.ProtoIPv4)
-		if err == nil {
-			ipv6, err = enabled(conn, netfilter.ProtoIPv6)
-		}
-		err = errors.Join(err, conn.Close())
+	ipv4, ipv6, err = enabledByHooks(ns)
+	if errors.Is(err, ErrUnknown) {
+		ipv4, ipv6, err = enabledByRuleset(ns)
 	}
 	if err != nil {
-		return false, false, fmt.Errorf("read netfilter hooks: %w", err)
+		return false, false, fmt.Errorf("find out whether tracking is on: %w", err)
 	}
 	return ipv4, ipv6, nil
 }
 
-func enabled(conn *netfilter.Conn, family netfilter.ProtoFamily) (bool, error) {
+func enabledByHooks(ns *host.Namespace) (ipv4, ipv6 bool, err error) {
+	conn, err := openQuery(ns)
+	if err != nil {
+		return false, false, err
+	}
+	if ipv4, err = hooked(conn, netfilter.ProtoIPv4); err == nil {
+		ipv6, err = hooked(conn, netfilter.ProtoIPv6)
+	}
+	return ipv4, ipv6, errors.Join(err, conn.Close())
+}
+
+func hooked(conn *netfilter.Conn, family netfilter.ProtoFamily) (bool, error) {
 	hook := netfilter.Attribute{Type: hookNum}
 	hook.PutUint32(preRouting)
 	hooks, err := query(conn, netfilter.Header{SubsystemID: subsysHook, Family: family}, hook)
@@ -60,7 +68,7 @@ func enabled(conn *netfilter.Conn, family netfilter.ProtoFamily) (bool, error) {
 	case errors.Is(err, unix.ENOENT): // nothing at all hangs there
 		return false, nil
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // nfnetlink knows no such subsystem, or no such family
-		return false, errors.Join(ErrUnknown, err)
+		return false, fmt.Errorf("%w: %w", ErrUnknown, err)
 	case err != nil:
 		return false, err
 	}
@@ -85,7 +93,7 @@ func isConntrack(attrs []netfilter.Attribute) bool {
 	for _, a := range attrs {
 		switch a.Type {
 		case hookFunction:
-			name, _, _ = strings.Cut(string(a.Data), "\x00")
+			name = text(a.Data)
 		case hookPriority:
 			atPriority = len(a.Data) == 4 && int32(network.Uint32(a.Data)) == priorityConntrack
 		case hookChain:

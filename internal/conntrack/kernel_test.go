@@ -3,7 +3,6 @@ package conntrack
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -134,19 +133,6 @@ func entries(t testing.TB, c *Conn) []events.Event {
 		t.Fatal(err)
 	}
 	return got
-}
-
-// need skips the test, or fails it where the kernel must have everything,
-// because this kernel lacks something.
-func need(t testing.TB, what string, err error) {
-	t.Helper()
-	if err == nil {
-		return
-	}
-	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this kernel has no %s: %v", what, err)
-	}
-	t.Skipf("this kernel has no %s: %v", what, err)
 }
 
 func errorsIs(t testing.TB, err, want error) {
