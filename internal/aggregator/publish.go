@@ -124,6 +124,9 @@ func text(a *events.Alert) string {
 		where = "in the fleet"
 	}
 	s = fmt.Sprintf("%s: %s %s, threshold %s", a.Rule, s, where, number(a.Count))
+	if a.State == events.Firing && a.Value < a.Count {
+		s += fmt.Sprintf(" (easing, its peak was %s)", number(a.Peak))
+	}
 	if len(a.Firewalls) > 1 {
 		s += fmt.Sprintf(", through %d firewalls", len(a.Firewalls))
 	}

@@ -27,6 +27,13 @@ const firstInherited = 3
 // stopGrace is how long the process inside may take to end once ctx has.
 const stopGrace = 10 * time.Second
 
+// Inside reports whether this is the process that Enter started inside: the
+// listeners have been opened already.
+func Inside() bool {
+	_, ok := os.LookupEnv(insideVar)
+	return ok
+}
+
 // Enter makes sure that the program runs where a lab can be built. Where it may create network namespaces already, as
 // root may, nothing happens: inside is true, inherited is listeners. Otherwise the same program is executed again,
 // with the same arguments, as root of a user and a network namespace of its own, and Enter waits for its end:

@@ -190,6 +190,9 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if a.Simulated {
 		return decline("the alert is simulated")
 	}
+	if a.Value < a.Count {
+		return decline("the value is under the threshold again")
+	}
 	if entry, listed := e.allow.Covers(d.Address); listed {
 		return decline("%s is on the allowlist: %s (%s)", d.Address, entry.Prefix, entry.Why)
 	}

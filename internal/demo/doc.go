@@ -1,0 +1,8 @@
+// Package demo is the show: a virtual fleet of three firewalls with real
+// kernel connection tables, real NATS, ordinary traffic, an attack through two
+// of them, the fleet's alert and the flush. It wires the same roles that run
+// in production; nothing in it is simulated but the wires.
+//
+// It is also a test: it fails unless the alert fired, the flush deleted, no
+// ordinary conversation broke and no event was lost.
+package demo
