@@ -61,12 +61,12 @@ func TestDeletesAreNarrow(t *testing.T) {
 			t.Fatalf("a DELETE in another zone than %d: %v", e.Zone, attrs)
 		}
 		// The tuple reads back as what it was.
-		var got tuple
+		got := tuple{Tuple: new(events.Tuple)}
 		if err := got.decode(tupleOf(t, b.buf[b.ends[0]:]), e.IPv6); err != nil {
 			t.Fatal(err)
 		}
-		if got.Tuple != e.Orig || got.proto != e.Proto || h.Family != netfilter.ProtoFamily(familyOf(e.IPv6)) {
-			t.Fatalf("deletes %+v, want %+v", got, e)
+		if *got.Tuple != e.Orig || got.proto != e.Proto || h.Family != netfilter.ProtoFamily(familyOf(e.IPv6)) {
+			t.Fatalf("deletes %+v of protocol %d, want %+v", *got.Tuple, got.proto, e)
 		}
 	}
 }
