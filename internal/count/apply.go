@@ -147,12 +147,14 @@ func (c *Counter) count(f *firewall, b *events.Batch, offset, stream int64, effe
 		c.tallies[i].reset()
 	}
 	var at *place
+	zone := uint16(0)
 	e := &c.event
 	for r := b.Events(); r.Next(e); {
 		// Zones are rare, and where there are any, events of one come in runs.
-		if zone := c.site(f, b.Realm, e.Zone); at != zone || zone == nil {
+		if at == nil || e.Zone != zone {
 			c.flush(f, at)
-			if at = zone; at == nil {
+			zone = e.Zone
+			if at = c.site(f, b.Realm, zone); at == nil {
 				f.zoneEvents++
 				continue
 			}

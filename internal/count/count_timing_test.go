@@ -107,11 +107,11 @@ func TestApplyDoesNotAllocate(t *testing.T) {
 	}{
 		"IPv4":           {},
 		"IPv6":           {ipv6: true},
-		"over its level": {levels: []Level{{Set{Track: ByDst}, Fleet, 10 * time.Second, 10}, {Set{Track: ByDst, Metric: Active}, Firewall, 0, 1}}},
+		"over its level": {levels: []Level{{Set{Track: ByDst}, Fleet, time.Second, 10}, {Set{Track: ByDst, Metric: Active}, Firewall, 0, 1}}},
 	} {
 		l := newLoad(t, 40, func() uint64 { return r.Uint64N(500) }, c.ipv6)
-		counter, names := loadedCounter(t, l, 2, Config{Levels: c.levels})
-		for i := range 13_000 { // until every window has filled and every history has its size
+		counter, names := loadedCounter(t, l, 2, Config{Windows: []time.Duration{time.Second, 3 * time.Second}, Levels: c.levels})
+		for i := range 2000 { // until every window has filled and every history has its size
 			apply(t, counter, l, names[i%2])
 		}
 		i := 0
