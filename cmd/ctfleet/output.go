@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 	"unicode"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ctfleet/ctfleet/internal/bus"
 )
 
@@ -89,8 +91,8 @@ func (t *table) flush() error {
 	return t.tabs.Flush()
 }
 
-// terminal reports whether f is a terminal.
+// terminal reports whether f is a terminal that understands escapes.
 func terminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil && os.Getenv("TERM") != "dumb"
 }

@@ -167,14 +167,14 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	defer stopService()
 
 	g, ctx := errgroup.WithContext(ctx)
-	// Snapshots of the past are of no use: where active is not known, a resync
-	// is asked for once the replay has caught up.
+	from := time.Now().Add(-slices.Max(a.windows) - replayMargin)
 	g.Go(func() error {
-		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{}, a.enqueue(ctx, true))
-	})
-	g.Go(func() error {
-		from := time.Now().Add(-slices.Max(a.windows) - replayMargin)
 		return a.conn.Follow(ctx, bus.StreamEvents, bus.FollowFrom{Time: from}, a.enqueue(ctx, false))
+	})
+	// A snapshot is of use when all events since it began are replayed too;
+	// where there is none, a resync is asked for.
+	g.Go(func() error {
+		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{Time: from.Add(snapshotMargin)}, a.enqueue(ctx, true))
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.publishLoop(ctx) })
@@ -185,6 +185,10 @@ func (a *Aggregator) Run(ctx context.Context) error {
 // replayMargin makes up for clocks: the start of a replay is in our time, the
 // stream's messages are in the server's.
 const replayMargin = 10 * time.Second
+
+// snapshotMargin keeps the replay of snapshots behind that of events: a
+// producer's events may wait for the bus longer than its snapshot.
+const snapshotMargin = 5 * time.Second
 
 // ensureStreams creates what is missing, waiting for the server if need be.
 // Where the server does not permit that, somebody else must have bootstrapped.

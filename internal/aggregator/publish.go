@@ -32,7 +32,8 @@ func (a *Aggregator) publish(transitions []rule.Transition) {
 func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 	r, s := t.Rule, t.Subject
 	al := &events.Alert{
-		ID: t.ID, Rule: r.Name, State: events.Firing, Severity: r.Severity, Scope: s.Scope(), Realm: s.Realm, Key: keyText(s.Key),
+		Head: events.Head{V: events.MessageVersion},
+		ID:   t.ID, Rule: r.Name, State: events.Firing, Severity: r.Severity, Scope: s.Scope(), Realm: s.Realm, Key: keyText(s.Key),
 		Track: r.Track, Metric: r.Metric, Value: t.Value, Count: r.Count, Seconds: r.Seconds, Peak: t.Peak,
 		Started: t.Started / 1e6, Updated: t.Updated / 1e6,
 	}

@@ -71,7 +71,8 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 		place.Realm = f.health.Realm
 	}
 	r := &events.TopReply{
-		By: cmp.Or(q.By, events.BySrc), Metric: cmp.Or(q.Metric, events.MetricNew), WindowS: int(window / time.Second),
+		Head: events.Head{V: events.MessageVersion},
+		By:   cmp.Or(q.By, events.BySrc), Metric: cmp.Or(q.Metric, events.MetricNew), WindowS: int(window / time.Second),
 		Scope: events.RealmScope(place.Realm), Rows: []events.TopRow{},
 	}
 	if place.Firewall != "" {
@@ -100,7 +101,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	r := &events.FirewallsReply{Firewalls: []events.FirewallStatus{}}
+	r := &events.FirewallsReply{Head: events.Head{V: events.MessageVersion}, Firewalls: []events.FirewallStatus{}}
 	for name, f := range a.fleet {
 		acc, _ := a.counter.Account(name)
 		r.Firewalls = append(r.Firewalls, events.FirewallStatus{
@@ -120,7 +121,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 func (a *Aggregator) Alerts() *events.AlertsReply {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r := &events.AlertsReply{Alerts: []events.Alert{}}
+	r := &events.AlertsReply{Head: events.Head{V: events.MessageVersion}, Alerts: []events.Alert{}}
 	firing := a.engine.Firing()
 	for i := range firing {
 		r.Alerts = append(r.Alerts, *a.alert(&firing[i]))

@@ -358,12 +358,14 @@ func (s *show) takeAudit(m bus.Msg) {
 			s.say("ordinary traffic goes on")
 			return
 		}
-		s.mu.Lock()
-		if _, had := s.receipts[r.Firewall]; !had {
-			s.receipts[r.Firewall] = time.Now()
+		if r.Actor == events.ActorResponder { // a spectator may flush too, that is not the show's
+			s.mu.Lock()
+			if _, had := s.receipts[r.Firewall]; !had {
+				s.receipts[r.Firewall] = time.Now()
+			}
+			s.res.Receipts = append(s.res.Receipts, r)
+			s.mu.Unlock()
 		}
-		s.res.Receipts = append(s.res.Receipts, r)
-		s.mu.Unlock()
 		s.event(fmt.Sprintf("%-8s %s: %d entries matched, %d deleted in %.1f ms; the table went from %d to %d", "flushed", r.Firewall, r.Matched, r.Deleted, r.DurationMS, r.TableBefore, r.TableAfter))
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/internal/live"
@@ -110,6 +111,7 @@ type Producer struct {
 
 	resync   resyncer
 	flushing sync.Mutex // one flush at a time
+	throttle daemon.Throttle
 	metrics  metrics
 	ready    atomic.Bool
 	sysctls  atomic.Pointer[conntrack.Sysctls]
@@ -248,11 +250,16 @@ func (p *Producer) pump(ring *spool.Ring, subject string, counted bool) (*spool.
 func (p *Producer) setPace(_ string, data []byte) {
 	var pace events.Pace
 	if err := events.Unmarshal(data, &pace); err != nil {
-		p.metrics.refused.WithLabelValues("pace").Inc()
-		p.log.Warn("refused a message", "subject", events.SubjectPace, "error", err)
+		p.refuse("pace", events.SubjectPace, err)
 		return
 	}
 	p.linger.Store(int64(max(p.opt.Linger, time.Duration(pace.LingerMS)*time.Millisecond)))
+}
+
+// refuse counts and logs a message that could not be read.
+func (p *Producer) refuse(kind, subject string, err error) {
+	p.metrics.refused.WithLabelValues(kind).Inc()
+	p.throttle.Warn(p.log, "refused a message", "subject", subject, "error", err)
 }
 
 // protect tells the guard what this host cannot live without, as of now.

@@ -41,8 +41,7 @@ func (p *Producer) serve() (stop func(), err error) {
 func (p *Producer) command(data []byte, verb string) (*events.Command, error) {
 	var c events.Command
 	if err := events.Unmarshal(data, &c); err != nil {
-		p.metrics.refused.WithLabelValues("command").Inc()
-		p.log.Warn("refused a command", "verb", verb, "error", err)
+		p.refuse("command", events.CommandSubject(p.opt.Name, verb), err)
 		return nil, &bus.RequestError{Err: err}
 	}
 	if c.Verb != verb {
