@@ -247,7 +247,7 @@ func (c *Counter) account(f *firewall) Account {
 		Events: f.events, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
 		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
 		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
-		Approximate: f.epochs.approximate(f.newest) || f.crowded(),
+		Approximate: f.epochs.approximate(f.newest, c.now) || f.crowded(),
 		Pending:     f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,
 	}
 	for _, b := range f.boots {

@@ -33,6 +33,10 @@ func (e epoch) boot() uint32   { return uint32(e >> 32) }
 // missing before its end. Then it is shown without them, as approximate.
 const patience = 5 * time.Second
 
+// overdue is when a snapshot that is still not complete must have lost a batch
+// on its way: a dump of a million entries takes a few seconds.
+const overdue = 30 * time.Second
+
 // snapshot is what is known of one epoch's dump.
 type snapshot struct {
 	epoch epoch
@@ -157,12 +161,14 @@ func (s *epochs) skipped() bool {
 
 // approximate reports whether what is shown may differ from the table, newest
 // being the boot heard last.
-func (s *epochs) approximate(newest *boot) bool {
+func (s *epochs) approximate(newest *boot, now int64) bool {
 	switch {
 	case s.shown.epoch == 0:
 		return false
 	case newest != nil && s.shown.boot.order < newest.order:
 		return true // its producer was started again
+	case s.pending.epoch != 0 && !s.pending.aborted && now-s.pending.since > int64(overdue):
+		return true // as skipped, without a later epoch that says so
 	}
 	return s.skipped() || !s.shown.exact()
 }

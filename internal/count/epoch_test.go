@@ -210,6 +210,24 @@ func TestEpochWaitsForLiveBatches(t *testing.T) {
 	}
 }
 
+func TestEpochOverdue(t *testing.T) {
+	rec := newReceiver(t, Config{})
+	rec.live(events.Header{Seq: 1, Epoch: 1, Phase: whole}, day, flowEvent(events.Existing, 1, 0))
+	rec.live(events.Header{Seq: 2, Epoch: 2, Phase: begin}, day, flowEvent(events.Existing, 1, 0)) // its end does not come
+	rec.c.Advance(day + int64(29*time.Second))
+	if a := rec.account(); a.Approximate || !a.Pending {
+		t.Errorf("account is %+v", a)
+	}
+	rec.c.Advance(day + int64(31*time.Second))
+	if a := rec.account(); !a.Approximate {
+		t.Errorf("account is %+v", a)
+	}
+	rec.live(events.Header{Seq: 4, Epoch: 2, Phase: abort}, day)
+	if a := rec.account(); a.Approximate {
+		t.Errorf("account is %+v", a)
+	}
+}
+
 func TestEpochOfLateListener(t *testing.T) {
 	rec := newReceiver(t, Config{})
 	// The stream has been trimmed: the dump is there, its live batches are not.

@@ -264,6 +264,9 @@ func active(t *testing.T, c *Counter, set Set, p Place, fleet []*simulated, last
 		if !a.ActiveKnown || a.Approximate || s.lost != s.told {
 			return false
 		}
+		if a.Pending && !s.begun {
+			return false // the end of a dump was lost on its way: nothing follows it that would tell
+		}
 		if n := uint64(len(s.table)); a.Active != n {
 			t.Errorf("%s: %d flows active, the table has %d", s.name, a.Active, n)
 		}
