@@ -111,34 +111,71 @@ func (w *walk) next() (c cell, ok bool) {
 		}
 		w.bytes, w.chunk = w.chunk, nil
 	}
-	head := w.bytes[len(w.bytes)-1]
-	w.bytes = w.bytes[:len(w.bytes)-1]
-	switch code := head >> 4; {
-	case code < nearCodes:
-		w.at -= uint32(code) + 1
-	case code < farCode:
-		w.at -= w.strides[code-nearCodes]
-	default:
-		w.at -= w.number()
+	c, w.bytes = w.strides.last(w.bytes, w.at)
+	w.at = c.at
+	return c, true
+}
+
+// last unpacks the last cell, which precedes the cell newer, and returns what stands before it.
+func (s *strides) last(bytes []byte, newer uint32) (c cell, rest []byte) {
+	head := bytes[len(bytes)-1]
+	rest = bytes[:len(bytes)-1]
+	distance, count := uint32(head>>4)+1, uint32(head&15)+1
+	if distance > nearCodes {
+		if distance > farCode {
+			distance, rest = number(rest)
+		} else {
+			distance = s[distance-nearCodes-1]
+		}
 	}
-	count := uint32(head&15) + 1
 	if count > 15 {
-		count += w.number()
+		var more uint32
+		more, rest = number(rest)
+		count += more
 	}
-	return cell{w.at, count}, true
+	return cell{newer - distance, count}, rest
+}
+
+// sum adds to sum the counts of the cells from first to before end, which precede the cell newer. It returns the oldest cell it saw. It does what last does, in
+// one loop: Top goes through the whole table with it.
+func (s *strides) sum(bytes []byte, newer, first, end uint32, sum uint64) (uint64, uint32) {
+	at := newer
+	for len(bytes) > 0 {
+		head := bytes[len(bytes)-1]
+		if code := head >> 4; code < nearCodes && head&15 < 15 {
+			bytes = bytes[:len(bytes)-1]
+			at -= uint32(code) + 1
+			if at < first {
+				break
+			}
+			if at < end {
+				sum += uint64(head&15) + 1
+			}
+			continue
+		}
+		var c cell
+		c, bytes = s.last(bytes, at)
+		if at = c.at; at < first {
+			break
+		}
+		if at < end {
+			sum += uint64(c.count)
+		}
+	}
+	return sum, at
 }
 
 // number reads back what appendBackward wrote.
-func (w *walk) number() (v uint32) {
-	for shift := 0; len(w.bytes) > 0; shift += 7 {
-		b := w.bytes[len(w.bytes)-1]
-		w.bytes = w.bytes[:len(w.bytes)-1]
+func number(bytes []byte) (v uint32, rest []byte) {
+	for shift := 0; len(bytes) > 0; shift += 7 {
+		b := bytes[len(bytes)-1]
+		bytes = bytes[:len(bytes)-1]
 		v |= uint32(b&0x7f) << shift
 		if b < 0x80 {
 			break
 		}
 	}
-	return v
+	return v, bytes
 }
 
 // open starts a new newest cell.
@@ -170,23 +207,68 @@ func (t *Table) spill(l *line, need int) {
 	t.rebuild(l, cell{}, need)
 }
 
-// late counts events in a cell older than the newest.
+// lateCells is how many cells back late looks before it rebuilds the history.
+const lateCells = 8
+
+// late counts events in a cell older than the newest. Most late events are late by a little: it unpacks the cells newer than theirs, and packs
+// these again behind it.
 func (t *Table) late(l *line, at, n uint32) {
-	// Most late events are late by a little, and their cell is there and small: change the count where it stands.
-	w := walk{at: l.last, bytes: l.packed[:l.used], strides: &t.grid.strides}
-	for len(w.bytes) > 0 {
-		head := len(w.bytes) - 1
-		c, _ := w.next()
-		if c.at > at {
-			continue
-		}
+	strides := &t.grid.strides
+	bytes := l.packed[:l.used]
+	if l.used == 0 && l.class != 0 {
+		bytes = t.arena.bytes(l.class, l.chunk)[:l.filled]
+	}
+	var passed [lateCells]cell
+	k, newer, rest := 0, l.last, bytes
+	var buf [(lateCells + 2) * cellBytes]byte
+	out := buf[:0]
+	for ; len(rest) > 0; k++ {
+		c, older := strides.last(rest, newer)
 		if c.at == at && uint64(c.count)+uint64(n) <= 15 {
-			l.packed[head] += byte(n)
+			rest[len(rest)-1] += byte(n)
 			return
 		}
-		break
+		if c.at == at {
+			out, rest = strides.append(out, newer-at, add(c.count, n)), older
+		}
+		if c.at <= at {
+			break
+		}
+		if k == lateCells {
+			t.rebuild(l, cell{at, n}, 0)
+			return
+		}
+		passed[k], newer, rest = c, c.at, older
 	}
-	t.rebuild(l, cell{at, n}, 0)
+	if len(out) == 0 {
+		if len(rest) == 0 && l.class != 0 && l.used != 0 {
+			t.rebuild(l, cell{at, n}, 0) // its place is in the chunk
+			return
+		}
+		if len(rest) > 0 {
+			c, older := strides.last(rest, newer)
+			out, rest = strides.append(out, at-c.at, c.count), older
+		}
+		out = strides.append(out, newer-at, n)
+	}
+	for i := k - 1; i >= 0; i-- {
+		newer = l.last
+		if i > 0 {
+			newer = passed[i-1].at
+		}
+		out = strides.append(out, newer-passed[i].at, passed[i].count)
+	}
+	size := len(rest) + len(out)
+	switch {
+	case size > cap(bytes):
+		t.rebuild(l, cell{at, n}, 0)
+	case l.used == 0 && l.class != 0:
+		l.filled = uint16(size)
+		copy(t.arena.bytes(l.class, l.chunk)[len(rest):], out)
+	default:
+		l.used = uint8(size)
+		copy(l.packed[len(rest):], out)
+	}
 }
 
 // rebuild writes the history anew: without the cells that no window reaches any more, with those merged that no window needs apart, and with

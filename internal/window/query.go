@@ -52,22 +52,36 @@ func (t *Table) Top(window time.Duration, now int64, limit int, keep func(Key) b
 	if limit <= 0 {
 		return nil
 	}
-	var top []Entry // while full: a heap, the least at its root
-	t.Each(window, now, func(k Key, n uint64) bool {
-		e := Entry{k, n}
+	first, end, ok := t.bounds(window, now)
+	if !ok {
+		return nil
+	}
+	var top []Entry    // when it has limit entries: a heap, the least at its root
+	least := uint64(1) // what is worth a look
+	for number := range uint32(t.keys) {
+		l := t.line(number)
+		if l.last < first {
+			continue
+		}
+		n := t.sum(l, first, end)
+		if n < least {
+			continue
+		}
+		e := Entry{l.key(), n}
 		switch {
-		case len(top) == limit && compare(e, top[0]) > 0:
-		case keep != nil && !keep(k):
+		case keep != nil && !keep(e.Key):
+			continue
 		case len(top) < limit:
-			if top = append(top, e); len(top) == limit {
-				slices.SortFunc(top, func(a, b Entry) int { return compare(b, a) }) // sorted is a heap
+			if top = append(top, e); len(top) < limit {
+				continue
 			}
-		default:
+			slices.SortFunc(top, func(a, b Entry) int { return compare(b, a) }) // sorted is a heap
+		case compare(e, top[0]) < 0:
 			top[0] = e
 			sift(top)
 		}
-		return true
-	})
+		least = top[0].Count
+	}
 	slices.SortFunc(top, compare)
 	return top
 }
@@ -112,11 +126,15 @@ func (t *Table) bounds(window time.Duration, now int64) (first, end uint32, ok b
 
 // sum adds up the cells from first to before end.
 func (t *Table) sum(l *line, first, end uint32) (sum uint64) {
-	c, ok := cell{l.last, l.count}, true
-	for w := t.walk(l); ok && c.at >= first; c, ok = w.next() {
-		if c.at < end {
-			sum += uint64(c.count)
-		}
+	if l.last < first {
+		return 0
+	}
+	if l.last < end {
+		sum = uint64(l.count)
+	}
+	sum, at := t.grid.strides.sum(l.packed[:l.used], l.last, first, end, sum)
+	if l.class != 0 && at >= first {
+		sum, _ = t.grid.strides.sum(t.arena.bytes(l.class, l.chunk)[:l.filled], at, first, end, sum)
 	}
 	return sum
 }

@@ -230,7 +230,7 @@ func testOracle(t *testing.T, seed uint64) {
 func TestBatch(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	c := Config{Windows: []time.Duration{time.Second, 7 * time.Second}, Levels: []Level{{time.Second, 5}}, MaxKeys: 500}
+	c := Config{Windows: []time.Duration{time.Second, 7 * time.Second}, Levels: []Level{{time.Second, 5}}, MaxKeys: 200}
 	one, all := newTable(t, c), newTable(t, c)
 	all.index.seed = one.index.seed
 	now := int64(0)

@@ -89,3 +89,79 @@ func BenchmarkAdd(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkDisorder: each batch is as late as firewalls are among each other, or as a ring that is flushed after an outage.
+func BenchmarkDisorder(b *testing.B) {
+	for _, late := range []time.Duration{0, 20 * time.Millisecond, 30 * time.Second} {
+		b.Run(late.String(), func(b *testing.B) {
+			load := newLoad(true, 1<<20)
+			table := newTable(b, Config{Windows: eightWindows, Levels: levels(eightWindows, 350)})
+			events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+			n := 0
+			step := func() {
+				load.fill(events)
+				if n++; n%2 == 0 {
+					for i := range events {
+						events[i].At -= int64(late)
+					}
+				}
+				table.Advance(load.now)
+				hot = table.AddBatch(events, hot[:0])
+			}
+			for range 8_000_000 / batchSize {
+				step()
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; i < b.N; i += batchSize {
+				step()
+			}
+		})
+	}
+}
+
+// BenchmarkFlood: every event is of a key never seen before, and the table is full.
+func BenchmarkFlood(b *testing.B) {
+	const keys = 1 << 20
+	table := newTable(b, Config{Windows: eightWindows, Levels: levels(eightWindows, 350), MaxKeys: keys})
+	r := rand.New(rand.NewPCG(1, 2))
+	events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+	now := int64(1e18)
+	step := func() {
+		for i := range events {
+			now += 3750 // 16 M in a minute
+			events[i] = Event{Key{Lo: r.Uint64()}, now, 1}
+		}
+		table.Advance(now)
+		hot = table.AddBatch(events, hot[:0])
+	}
+	for range 2 * keys / batchSize {
+		step()
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := 0; i < b.N; i += batchSize {
+		step()
+	}
+	s := table.Stats()
+	b.ReportMetric(float64(s.Bytes)/float64(s.Keys), "B/key")
+}
+
+// BenchmarkTop asks for the largest 20 of a million keys.
+func BenchmarkTop(b *testing.B) {
+	load := newLoad(false, 1<<20)
+	table := newTable(b, Config{Windows: eightWindows})
+	events := make([]Event, batchSize)
+	for range 12_000_000 / batchSize {
+		load.fill(events)
+		table.Advance(load.now)
+		table.AddBatch(events, nil)
+	}
+	for _, w := range []time.Duration{sec, 60 * sec} {
+		b.Run(w.String(), func(b *testing.B) {
+			for b.Loop() {
+				table.Top(w, load.now, 20, nil)
+			}
+		})
+	}
+}
