@@ -77,6 +77,7 @@ func (p *Pump) fill() bool {
 			p.throttle.Warn(p.Log, "cannot publish, events wait in the ring", "error", err)
 			return false
 		}
+		it.sent = true
 		p.inFlight++
 	}
 	return true
@@ -97,12 +98,15 @@ func (p *Pump) handle(r bus.Result) bool {
 	}
 	switch {
 	case r.Err == nil:
-		n := p.Ring.ack(seq)
+		n, _ := p.Ring.ack(seq) // 0 for one that was acknowledged before
 		if p.Counted {
 			p.Account.Published.Add(uint64(n))
 		}
 	case r.Permanent:
-		n := p.Ring.ack(seq)
+		n, here := p.Ring.ack(seq)
+		if !here {
+			return true
+		}
 		if p.Counted {
 			p.Account.LostBus.Add(uint64(n))
 		}

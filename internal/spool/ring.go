@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -10,17 +11,20 @@ type item struct {
 	data   []byte
 	events int
 	since  time.Time // when it was put in
-	seq    uint64    // 0 until it was first sent
+	seq    uint64    // 0 until it was first taken
 	total  uint64    // events in the batches numbered before it
+	sent   bool      // the bus was given it at least once
 }
 
 // Ring is a bounded queue of encoded batches, oldest first. It is safe for one
 // producer and one pump.
 type Ring struct {
 	mu    sync.Mutex
-	items []*item
+	items []*item // the queue is items[head:]; what is before is nil
+	head  int
 	next  int // index of the first item to send; those before it wait for their acknowledgement
 	bytes int
+	fixed int // bytes of the numbered batches, which cannot be dropped
 	limit int
 	seq   uint64  // the last number given
 	total uint64  // events in all numbered batches
@@ -35,17 +39,17 @@ func NewRing(limit int) *Ring {
 }
 
 // Put copies a batch of n events into the ring and returns how many events had
-// to be dropped to make room. Batches that were sent at least once are never
-// dropped: they have a sequence number. If nothing can be dropped the new batch
-// is.
+// to be dropped to make room: the oldest batches that were never sent go first.
+// Batches that have a sequence number are never dropped. Where that leaves no
+// room the new batch is what goes, and no other.
 func (r *Ring) Put(data []byte, n int) (dropped int) {
 	r.mu.Lock()
+	if r.fixed+len(data) > r.limit {
+		r.mu.Unlock()
+		return n
+	}
 	for r.bytes+len(data) > r.limit {
 		i := r.firstUnstamped()
-		if i == len(r.items) {
-			r.mu.Unlock()
-			return dropped + n
-		}
 		dropped += r.items[i].events
 		r.remove(i)
 	}
@@ -55,10 +59,11 @@ func (r *Ring) Put(data []byte, n int) (dropped int) {
 	return dropped
 }
 
-// Offer is Put without dropping: it reports false when there is no room.
+// Offer is Put without dropping: it reports false when there is no room. An
+// empty ring takes any batch.
 func (r *Ring) Offer(data []byte, n int) bool {
 	r.mu.Lock()
-	fits := r.bytes+len(data) <= r.limit || len(r.items) == 0
+	fits := r.bytes+len(data) <= r.limit || r.len() == 0
 	if fits {
 		r.put(data, n)
 	}
@@ -72,18 +77,28 @@ func (r *Ring) Offer(data []byte, n int) bool {
 // Room is signalled when acknowledged batches have left.
 func (r *Ring) Room() <-chan struct{} { return r.room }
 
+func (r *Ring) len() int { return len(r.items) - r.head }
+
 func (r *Ring) put(data []byte, n int) {
-	it := &item{}
+	var it *item
 	if last := len(r.spare) - 1; last >= 0 {
 		it, r.spare = r.spare[last], r.spare[:last]
+	} else {
+		it = &item{}
 	}
 	*it = item{data: append(it.data[:0], data...), events: n, since: time.Now()}
+	if r.head > 0 && len(r.items) == cap(r.items) && r.head >= r.len() {
+		// Half of the queue's array is behind us: use it again.
+		r.items = slices.Delete(r.items, 0, r.head)
+		r.next -= r.head
+		r.head = 0
+	}
 	r.items = append(r.items, it)
 	r.bytes += len(data)
 }
 
 // firstUnstamped is the index of the first batch without a number; those behind
-// it have none either.
+// it have none either. Those before are few: what the pump has in flight.
 func (r *Ring) firstUnstamped() int {
 	for i := r.next; i < len(r.items); i++ {
 		if r.items[i].seq == 0 {
@@ -96,36 +111,43 @@ func (r *Ring) firstUnstamped() int {
 // maxSpare bounds the recycled buffers: after an outage the memory goes back.
 const maxSpare = 64
 
+// remove takes out item i, which is near the head: after an outage the queue is
+// long, and moving all that is behind would make draining it quadratic.
 func (r *Ring) remove(i int) {
 	it := r.items[i]
 	r.bytes -= len(it.data)
-	copy(r.items[i:], r.items[i+1:])
-	r.items[len(r.items)-1] = nil
-	r.items = r.items[:len(r.items)-1]
-	if i < r.next {
-		r.next--
+	if it.seq != 0 {
+		r.fixed -= len(it.data)
+	}
+	copy(r.items[r.head+1:i+1], r.items[r.head:i])
+	r.items[r.head] = nil
+	r.head++
+	if i >= r.next {
+		r.next++ // it was not sent: those that wait for their acknowledgement moved up by one
 	}
 	if len(r.spare) < maxSpare {
 		r.spare = append(r.spare, it)
 	}
 }
 
-// take returns the next batch to send, or nil, and whether nothing sent is
-// waiting for its acknowledgement. A batch that was never sent gets its number.
+// take returns the next batch to send, or nil, and whether it is clean: nothing
+// that was sent, itself included, waits for its acknowledgement. A batch that
+// was never taken gets its number.
 func (r *Ring) take() (it *item, clean bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.next == len(r.items) {
 		return nil, false
 	}
-	it, clean = r.items[r.next], r.next == 0
+	it, clean = r.items[r.next], r.next == r.head
 	r.next++
 	if it.seq == 0 {
 		r.seq++
 		it.seq, it.total = r.seq, r.total
 		r.total += uint64(it.events)
+		r.fixed += len(it.data)
 	}
-	return it, clean
+	return it, clean && !it.sent
 }
 
 // Last is the sequence number that the newest batch in the ring has or will
@@ -136,29 +158,30 @@ func (r *Ring) Last() uint64 {
 	return r.seq + uint64(len(r.items)-r.firstUnstamped())
 }
 
-// ack removes the batch with this sequence number and returns its events. A
-// number that is not here was acknowledged before.
-func (r *Ring) ack(seq uint64) (events int) {
+// ack removes the batch with this sequence number and returns its events; ok is
+// false when it is not here, having been acknowledged before.
+func (r *Ring) ack(seq uint64) (events int, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i, it := range r.items {
+	for i := r.head; i < len(r.items); i++ {
+		it := r.items[i]
+		if it.seq == 0 || it.seq > seq {
+			break // numbers ascend, and those without one are behind
+		}
 		if it.seq == seq {
 			events = it.events
 			r.remove(i)
 			notify(r.room)
-			break
-		}
-		if it.seq == 0 || it.seq > seq {
-			break
+			return events, true
 		}
 	}
-	return events
+	return 0, false
 }
 
 // rewind makes every batch that is here unsent again.
 func (r *Ring) rewind() {
 	r.mu.Lock()
-	r.next = 0
+	r.next = r.head
 	r.mu.Unlock()
 }
 
@@ -166,8 +189,8 @@ func (r *Ring) rewind() {
 func (r *Ring) Usage() (bytes, limit int, oldest time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.items) > 0 {
-		oldest = time.Since(r.items[0].since)
+	if r.len() > 0 {
+		oldest = time.Since(r.items[r.head].since)
 	}
 	return r.bytes, r.limit, oldest
 }
@@ -176,7 +199,7 @@ func (r *Ring) Usage() (bytes, limit int, oldest time.Duration) {
 func (r *Ring) Empty() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.items) == 0
+	return r.len() == 0
 }
 
 func notify(c chan struct{}) {
