@@ -2,6 +2,7 @@ package window
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -57,8 +58,8 @@ func TestFlood(t *testing.T) {
 		table.Advance(now)
 	}
 	s = table.Stats()
-	if s.Keys != 0 || s.Bytes > peak/10 {
-		t.Errorf("when all has expired: %+v, want no keys and a tenth of %d bytes at most", s, peak)
+	if s.Keys != 0 || s.Bytes > peak/100 {
+		t.Errorf("when all has expired: %+v, want no keys and a hundredth of %d bytes at most", s, peak)
 	}
 }
 
@@ -143,4 +144,29 @@ func TestShrink(t *testing.T) {
 	if small.Keys != 1000 || small.Bytes > large.Bytes/8 {
 		t.Errorf("%+v with 1000 keys, want an eighth of %+v at most", small, large)
 	}
+}
+
+// TestSmall: a fleet has thousands of tables with a few keys each.
+func TestSmall(t *testing.T) {
+	const n = 500
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	tables := make([]*Table, n)
+	for i := range tables {
+		tables[i] = newTable(t, Config{Windows: eightWindows, Levels: levels(eightWindows, 350), MaxKeys: 1 << 20})
+		for k := range 5 {
+			tables[i].Add(key(k), int64(k), 1)
+		}
+	}
+	each := (heap() - before) / n
+	t.Logf("%d bytes", each)
+	if each > 8<<10 {
+		t.Errorf("a table with 5 keys takes %d bytes, want at most 8 KiB", each)
+	}
+	runtime.KeepAlive(tables)
 }

@@ -3,18 +3,20 @@ package window
 import (
 	"math/bits"
 	"math/rand/v2"
+	"unsafe"
 )
 
-// The index finds the line of a key. It is a hash table with linear probing, cut into shards by the high bits of the hash, so that
+// The index finds the line of a key. It is a hash table with linear probing. With many keys it is cut into shards by the high bits of the hash, so that
 // growing one copies a few thousand slots at most.
 //
 // A slot is 32 bits of the hash and the number of the line plus one; 0 is free. A shard has any number of slots, and the hash is
 // scaled to it by a multiplication: it can grow by half instead of doubling.
 type index struct {
-	shards []shard
-	bits   int
-	seed   [3]uint64
-	slots  int // of all shards
+	shards   []shard // 1<<bits
+	bits     int
+	fullBits int // for a full table
+	seed     [3]uint64
+	slots    int // of all shards
 }
 
 type shard struct {
@@ -23,19 +25,21 @@ type shard struct {
 }
 
 const (
-	minSlots = 16
+	minSlots = 8
 	// keysPerShard is for a full table. It bounds the pause when a shard grows (some 20 µs).
 	keysPerShard = 4096
 )
 
 func newIndex(maxKeys int) index {
 	x := index{seed: [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64() | 1}}
-	for maxKeys>>x.bits > keysPerShard {
-		x.bits++
+	for maxKeys>>x.fullBits > keysPerShard {
+		x.fullBits++
 	}
-	x.shards = make([]shard, 1<<x.bits)
+	x.shards = make([]shard, 1)
 	return x
 }
+
+func (x *index) bytes() int { return x.slots*8 + len(x.shards)*int(unsafe.Sizeof(shard{})) }
 
 // hash is two rounds of multiply and fold. The seed is drawn for each table: whoever chooses the addresses cannot choose the collisions.
 func (x *index) hash(k Key) uint64 {
@@ -99,6 +103,21 @@ func (x *index) resize(s *shard, n int) {
 	for _, slot := range old {
 		if slot != 0 {
 			s.insert(slot)
+		}
+	}
+}
+
+// reindex cuts the index into 1<<bits shards. The lines are all there, but for a last one that is about to be filled and put.
+func (t *Table) reindex(bits int) {
+	x := &t.index
+	old := x.shards
+	x.bits, x.shards, x.slots = bits, make([]shard, 1<<bits), 0
+	for _, s := range old {
+		for _, slot := range s.slots {
+			if slot != 0 {
+				number := uint32(slot) - 1
+				x.put(x.hash(t.line(number).key()), number)
+			}
 		}
 	}
 }

@@ -69,7 +69,7 @@ type Table struct {
 	fullSlack uint32 // of a key without events
 
 	index index
-	lines []*[linesPerBlock]line
+	lines [][]line // blocks of linesPerBlock; as long as it is the only one, the first can be smaller
 	keys  int
 	arena arena
 	stats Stats
@@ -82,8 +82,11 @@ type Table struct {
 	fetched uint32 // keeps the reads of AddBatch, which nothing else needs, from being left out
 }
 
-// linesPerBlock lines are 64 KiB.
-const linesPerBlock = 1024
+// linesPerBlock lines are 64 KiB. A fleet has thousands of tables with a few keys each, so a table starts with less.
+const (
+	linesPerBlock = 1024
+	minLines      = 8
+)
 
 // A level is what the caller's levels for one window come to.
 type level struct {
@@ -249,10 +252,9 @@ func (t *Table) insert(k Key, hash uint64) (number uint32) {
 		t.arena.free(l)
 	} else {
 		number = uint32(t.keys)
-		if t.keys == len(t.lines)*linesPerBlock {
-			t.lines = append(t.lines, new([linesPerBlock]line))
-		}
 		t.keys++
+		t.fitLines()
+		t.fitIndex()
 	}
 	*t.line(number) = line{hi: k.Hi, lo: k.Lo, tag: k.Tag, slack: t.fullSlack}
 	t.index.put(hash, number)
@@ -274,10 +276,42 @@ func (t *Table) remove(number uint32) {
 		t.index.move(t.index.hash(moved.key()), last, number)
 		*l = *moved
 	}
-	// One block more than needed stays, so that a key that comes and goes does not cost a block each time.
-	if spare := t.keys/linesPerBlock + 2; spare < len(t.lines) {
-		t.lines[spare] = nil
-		t.lines = t.lines[:spare]
+	t.fitLines()
+	t.fitIndex()
+}
+
+// fitLines makes room for the number of keys, not much more.
+func (t *Table) fitLines() {
+	if t.keys > linesPerBlock || len(t.lines) > 1 && t.keys > linesPerBlock/2 {
+		// One block more than needed stays, so that a key that comes and goes does not cost a block each time.
+		if t.keys > len(t.lines)*linesPerBlock {
+			t.lines = append(t.lines, make([]line, linesPerBlock))
+		} else if spare := t.keys/linesPerBlock + 2; spare < len(t.lines) {
+			clear(t.lines[spare:])
+			t.lines = t.lines[:spare]
+		}
+		return
+	}
+	have := 0
+	if len(t.lines) > 0 {
+		have = len(t.lines[0])
+	}
+	if want := max(minLines, 2*t.keys); t.keys > have || have > 2*want || len(t.lines) > 1 {
+		first := make([]line, min(want, linesPerBlock))
+		if have > 0 {
+			copy(first, t.lines[0])
+		}
+		t.lines = append(t.lines[:0:0], first)
+	}
+}
+
+// fitIndex cuts the index in as many shards as a full table needs once a single one gets too large, or makes it one again.
+func (t *Table) fitIndex() {
+	switch bits := t.index.bits; {
+	case bits == 0 && t.keys > keysPerShard && t.index.fullBits > 0:
+		t.reindex(t.index.fullBits)
+	case bits > 0 && t.keys < keysPerShard/4:
+		t.reindex(0)
 	}
 }
 
@@ -285,6 +319,9 @@ func (t *Table) remove(number uint32) {
 func (t *Table) Stats() Stats {
 	s := t.stats
 	s.Keys = t.keys
-	s.Bytes = len(t.lines)*int(unsafe.Sizeof([linesPerBlock]line{})) + t.index.slots*8 + t.arena.held
+	for _, block := range t.lines {
+		s.Bytes += len(block) * int(unsafe.Sizeof(line{}))
+	}
+	s.Bytes += t.index.bytes() + t.arena.held
 	return s
 }
