@@ -29,7 +29,8 @@
 // # Bounds
 //
 // A table holds at most MaxKeys keys. A new key then takes the place of one of the smallest: one whose count in the longest window is
-// within the lightest eighth of the table, oldest first. Keys above that are never evicted. Expired keys are reclaimed
+// within the lightest eighth of the table, oldest first. Keys above that are never evicted. A key that was evicted and comes
+// again starts from nothing, so its count is less than the truth for a while, never more. Expired keys are reclaimed
 // by Advance, a few at each call, and memory is given back.
 //
 // A Table belongs to one goroutine.

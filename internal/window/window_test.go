@@ -3,6 +3,7 @@ package window
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -333,5 +334,47 @@ func TestAddDoesNotAllocate(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(2000, step); n != 0 {
 		t.Errorf("%v allocations in 200 events, want none", n)
+	}
+}
+
+// TestRemove: what is removed is gone, what is kept keeps its counts; Each and Top agree.
+func TestRemove(t *testing.T) {
+	windows := []time.Duration{time.Second, 10 * time.Second}
+	table := newTable(t, Config{Windows: windows})
+	r := rand.New(rand.NewPCG(1, 1))
+	now := int64(1e18)
+	want := map[Key]uint64{}
+	for range 60_000 {
+		now += 100_000
+		table.Advance(now)
+		k := key(r.IntN(6000))
+		table.Add(k, now, 1)
+		if k.Tag != 2 {
+			want[k]++
+		}
+	}
+	before := table.Stats()
+	table.Remove(func(k Key) bool { return k.Tag != 2 })
+	if s := table.Stats(); s.Keys != len(want) || s.Bytes > before.Bytes {
+		t.Errorf("%+v, want %d keys and no more bytes than %d", s, len(want), before.Bytes)
+	}
+	got := map[Key]uint64{}
+	table.Each(windows[1], now, func(k Key, n uint64) bool { got[k] = n; return true })
+	if !maps.Equal(got, want) {
+		t.Errorf("%d counts, want %d, and the same", len(got), len(want))
+	}
+	for _, e := range table.Top(windows[1], now, 10, nil) {
+		if want[e.Key] != e.Count || table.Count(e.Key, windows[1], now) != e.Count {
+			t.Errorf("top: %v, want %d", e, want[e.Key])
+		}
+	}
+	seen := 0
+	table.Each(windows[0], now, func(Key, uint64) bool { seen++; return seen < 3 })
+	if seen != 3 {
+		t.Errorf("Each went on to %d keys, was told to stop at 3", seen)
+	}
+	table.Remove(func(Key) bool { return false })
+	if s := table.Stats(); s.Keys != 0 || len(table.Top(windows[1], now, 10, nil)) != 0 {
+		t.Errorf("all removed: %+v", s)
 	}
 }
