@@ -44,6 +44,8 @@ type Conn struct {
 	NC  *nats.Conn
 	JS  jetstream.JetStream
 	log *slog.Logger
+
+	throttle daemon.Throttle // of what anybody on the bus can make us log
 }
 
 // ackTimeout is how long an acknowledgement may take before the message is
@@ -110,12 +112,20 @@ func Connect(cfg Config) (*Conn, error) {
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
+	where := "at " + hide("", cfg.NATSURL)
+	if cfg.Server != nil {
+		where = "inside this process"
+	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", hide("", cfg.NATSURL), err)
+		// The parser of URLs quotes all of what it could not read.
+		if wrong := (*url.Error)(nil); errors.As(err, &wrong) {
+			err = wrong.Err
+		}
+		return nil, fmt.Errorf("connect to NATS %s: %w", where, err)
 	}
 	if cfg.Patient && !nc.IsConnected() {
-		log.Warn("NATS is unreachable, retrying", "server", hide("", cfg.NATSURL))
+		log.Warn("NATS is unreachable, retrying", "server", where)
 	}
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(ackTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
 	if err != nil {
@@ -210,7 +220,8 @@ func inboxPrefix(role, name string) string {
 	return "_INBOX." + role + "." + token
 }
 
-// hide returns the address of a server without the user part.
+// hide returns the addresses of servers, separated by commas, without the user
+// parts: those that connected says, else the configured ones.
 func hide(connected, configured string) string {
 	s := connected
 	if s == "" {
@@ -219,10 +230,9 @@ func hide(connected, configured string) string {
 	parts := strings.Split(s, ",")
 	for i, p := range parts {
 		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.Host != "" {
-			u.User = nil
-			parts[i] = u.String()
-		} else if _, host, found := strings.Cut(p, "@"); found {
-			parts[i] = host
+			parts[i] = (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
+		} else if at := strings.LastIndexByte(p, '@'); at >= 0 {
+			parts[i] = p[at+1:]
 		}
 	}
 	return strings.Join(parts, ",")

@@ -1,9 +1,11 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -23,79 +25,179 @@ type Msg struct {
 
 // FollowFrom says where Follow begins.
 type FollowFrom struct {
-	Time   time.Time // messages stored since then; the zero time: only new ones
+	Time   time.Time // messages stored since then; the zero time: only what comes after the stream was found
 	All    bool      // everything that the stream keeps
 	Filter string    // subject, with wildcards; "" = all of the stream
 }
 
 // Follow calls fn for each message of a stream, in order, until ctx ends. It
-// survives reconnects, and a stream that is not there yet or was made anew; the
-// same message may then come again, but none is left out. It returns nil when
-// ctx ends.
+// survives reconnects, a stream that is not there yet, one that was made anew,
+// and one that lost its end when the server crashed; the same message may then
+// come again, but none is left out. It returns nil when ctx ends.
 func (c *Conn) Follow(ctx context.Context, stream string, from FollowFrom, fn func(Msg)) error {
-	var last uint64
+	f := follower{conn: c, stream: stream, from: from, fn: fn}
 	var throttle daemon.Throttle
-	start := time.Now()
 	for ctx.Err() == nil {
-		err := c.follow(ctx, stream, from, start, &last, fn)
-		if ctx.Err() != nil {
+		err := f.read(ctx)
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errReconnected):
+			continue
 		}
 		throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "error", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(retryRead):
 		}
 	}
 	return nil
 }
 
-func (c *Conn) follow(ctx context.Context, stream string, from FollowFrom, start time.Time, last *uint64, fn func(Msg)) error {
-	s, err := c.JS.Stream(ctx, stream)
-	if err != nil {
-		return fmt.Errorf("stream %s: %w", stream, err)
+// retryRead is the pause before a stream that could not be read is tried again.
+const retryRead = 300 * time.Millisecond
+
+// errReconnected ends a read: what the consumer was told before the connection
+// was lost may not have arrived.
+var errReconnected = errors.New("connected again")
+
+// follower reads one stream. The ordered consumer of nats.go does not serve: it
+// goes on by sequence number, so that of a stream made anew, or one that a crash
+// cut short, it leaves out as many messages as it had read before.
+type follower struct {
+	conn   *Conn
+	stream string
+	from   FollowFrom
+	fn     func(Msg)
+
+	met  bool      // the server said how the stream stands
+	made time.Time // when the stream was created; another time is another stream
+	// The last message delivered, or, of a follower that wants only new ones,
+	// the last one before it came.
+	seq uint64
+	at  time.Time
+}
+
+// followMargin is how far the server's clock may have stepped back.
+const followMargin = time.Second
+
+// begin decides where to read from, given the stream's present state.
+func (f *follower) begin(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
+	if f.met && !f.made.IsZero() && !f.made.Equal(info.Created) {
+		f.seq, f.from.All = 0, true // made anew: all of it is new
 	}
-	cfg := jetstream.OrderedConsumerConfig{MaxResetAttempts: 10}
-	if from.Filter != "" {
-		cfg.FilterSubjects = []string{from.Filter}
+	if !f.met && !f.from.All && f.from.Time.IsZero() {
+		f.seq, f.at = info.State.LastSeq, info.State.LastTime
+	}
+	f.met, f.made = true, info.Created
+	cfg := jetstream.ConsumerConfig{
+		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1,
+		// The server forgets a consumer whose reader has gone.
+		InactiveThreshold: 30 * time.Second,
+		FilterSubject:     f.from.Filter,
+		DeliverPolicy:     jetstream.DeliverAllPolicy,
 	}
 	switch {
-	case *last > 0 && s.CachedInfo().State.LastSeq >= *last:
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, *last+1
-	case *last > 0 || from.All:
-		cfg.DeliverPolicy = jetstream.DeliverAllPolicy // the stream was made anew
-	case !from.Time.IsZero():
-		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from.Time
-	case time.Since(start) > time.Second:
-		// Only new messages were asked for, and the stream came late.
+	case f.seq > 0:
+		// By time: after a crash, the numbers behind the last one that was
+		// written are given again.
+		start := f.at.Add(-followMargin)
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &start
-	default:
-		cfg.DeliverPolicy = jetstream.DeliverNewPolicy
+	case !f.from.All && !f.from.Time.IsZero():
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &f.from.Time
 	}
-	cons, err := s.OrderedConsumer(ctx, cfg)
+	return cfg
+}
+
+// read delivers messages until something goes wrong.
+func (f *follower) read(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	nc := f.conn.NC
+	connected := nc.StatusChanged(nats.CONNECTED)
+	defer nc.RemoveStatusListener(connected)
+	go func() {
+		select {
+		case <-connected:
+			cancel(errReconnected)
+		case <-ctx.Done():
+		}
+	}()
+	fail := func(err error) error {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return fmt.Errorf("read stream %s: %w", f.stream, err)
+	}
+	s, err := f.conn.JS.Stream(ctx, f.stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		f.met = true // so that all of it is new when it comes
+	}
 	if err != nil {
-		return fmt.Errorf("read stream %s: %w", stream, err)
+		return fail(err)
+	}
+	cons, err := s.CreateConsumer(ctx, f.begin(s.CachedInfo()))
+	if err != nil {
+		return fail(err)
 	}
 	it, err := cons.Messages(jetstream.PullMaxMessages(1024), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
 	if err != nil {
-		return fmt.Errorf("read stream %s: %w", stream, err)
+		return fail(err)
 	}
 	defer it.Stop()
-	for {
+	for delivered := uint64(1); ; delivered++ {
 		m, err := it.Next(jetstream.NextContext(ctx))
-		switch {
-		case errors.Is(err, jetstream.ErrNoHeartbeat), errors.Is(err, nats.ErrTimeout):
-			continue // the consumer recovers by itself
-		case err != nil:
-			return fmt.Errorf("read stream %s: %w", stream, err)
+		if err != nil {
+			return fail(err)
 		}
 		meta, err := m.Metadata()
 		if err != nil {
-			return fmt.Errorf("read stream %s: %w", stream, err)
+			return fail(err)
 		}
-		*last = meta.Sequence.Stream
+		if meta.Sequence.Consumer != delivered {
+			return fail(fmt.Errorf("delivery %d came after %d", meta.Sequence.Consumer, delivered-1))
+		}
+		if meta.Sequence.Stream <= f.seq && !meta.Timestamp.After(f.at) {
+			continue // from before, within the margin
+		}
+		f.seq, f.at = meta.Sequence.Stream, meta.Timestamp
+		f.fn(Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending})
+	}
+}
+
+// Read calls fn for each message that the stream holds now, in order, and
+// returns.
+func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func(Msg)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fail := func(err error) error { return fmt.Errorf("read stream %s: %w", stream, err) }
+	s, err := c.JS.Stream(ctx, stream)
+	if err != nil {
+		return fail(err)
+	}
+	f := follower{conn: c, stream: stream, from: from}
+	cons, err := s.CreateConsumer(ctx, f.begin(s.CachedInfo()))
+	if err != nil {
+		return fail(err)
+	}
+	left := cons.CachedInfo().NumPending
+	it, err := cons.Messages(jetstream.PullMaxMessages(1024), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	if err != nil {
+		return fail(err)
+	}
+	defer it.Stop()
+	for ; left > 0; left-- {
+		m, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return fail(err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return fail(err)
+		}
 		fn(Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending})
 	}
+	return nil
 }
 
 // Work calls fn for each message of a stream that the durable consumer of this
@@ -112,7 +214,7 @@ func (c *Conn) Work(ctx context.Context, stream, durable, filter string, fn func
 		throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "consumer", durable, "error", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(retryRead):
 		}
 	}
 	return nil
@@ -128,7 +230,9 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 	if err != nil {
 		return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(16), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	// One at a time: what is fetched ahead waits here, and would be delivered to
+	// another worker as well when its AckWait is over.
+	it, err := cons.Messages(jetstream.PullMaxMessages(1), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
 	if err != nil {
 		return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
 	}
@@ -158,7 +262,8 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 	}
 }
 
-// Last returns the last message of each subject that matches filter.
+// Last returns the last message of each subject that matches filter, in the
+// order of the stream.
 func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
 	s, err := c.JS.Stream(ctx, stream)
 	if err != nil {
@@ -179,6 +284,7 @@ func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
 		}
 		out = append(out, Msg{Subject: m.Subject, Data: m.Data, Time: m.Time, Seq: m.Sequence})
 	}
+	slices.SortFunc(out, func(a, b Msg) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, nil
 }
 

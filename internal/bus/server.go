@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,9 +28,10 @@ type ServerConfig struct {
 
 // Server is a NATS server inside this process.
 type Server struct {
-	mu         sync.Mutex
-	srv        *server.Server
-	opts       *server.Options
+	mu   sync.Mutex
+	srv  *server.Server // the one that runs, or ran last
+	opts *server.Options
+
 	log        *slog.Logger
 	user, pass string
 	addr       string
@@ -56,6 +58,8 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		NoSigs:     true,
 		NoLog:      true,
 		DontListen: true,
+		// Alerts and audit survive a power cut; events and snapshots opt out.
+		SyncAlways: true,
 		// A lab or one firewall, not a data centre: keep what is stored small.
 		JetStreamMaxMemory: 1 << 30,
 		JetStreamMaxStore:  8 << 30,
@@ -66,12 +70,14 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Listen != "" {
 		host, port, err := splitHostPort(cfg.Listen)
 		if err != nil {
+			s.removeStore()
 			return nil, fmt.Errorf("embedded NATS: listen on %q: %w", cfg.Listen, err)
 		}
 		opts.Host, opts.Port, opts.DontListen = host, port, false
 	}
 	s.opts, s.log = opts, cfg.Log
 	if err := s.Start(); err != nil {
+		s.removeStore()
 		return nil, err
 	}
 	switch {
@@ -79,13 +85,23 @@ func StartServer(cfg ServerConfig) (*Server, error) {
 		s.addr = s.listener.Addr().String()
 		go s.relay()
 	case cfg.Listen != "":
-		s.addr = s.srv.Addr().String()
+		s.addr = s.running().Addr().String()
 	}
 	return s, nil
 }
 
+func (s *Server) running() *server.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.srv
+}
+
 // Start starts a server again that was stopped, on the same port and store.
+// Start and Stop are for one goroutine.
 func (s *Server) Start() error {
+	if err := s.probe(); err != nil {
+		return fmt.Errorf("embedded NATS: %w", err)
+	}
 	srv, err := server.NewServer(s.opts)
 	if err != nil {
 		return fmt.Errorf("embedded NATS: %w", err)
@@ -113,26 +129,37 @@ func (s *Server) Start() error {
 	return nil
 }
 
+// probe finds out at once, and why, when the port cannot be had: the server only
+// would not become ready.
+func (s *Server) probe() error {
+	if s.opts.DontListen || s.opts.Port == server.RANDOM_PORT {
+		return nil
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(s.opts.Host, strconv.Itoa(s.opts.Port)))
+	if err != nil {
+		return err // names the address
+	}
+	return l.Close()
+}
+
 // InProcessConn connects a client inside this process to the server that runs
 // now; it is what [nats.InProcessServer] wants.
 func (s *Server) InProcessConn() (net.Conn, error) {
-	s.mu.Lock()
-	srv := s.srv
-	s.mu.Unlock()
-	return srv.InProcessConn()
+	return s.running().InProcessConn()
 }
 
 // Stop stops the server and keeps its store.
 func (s *Server) Stop() {
-	s.srv.Shutdown()
-	s.srv.WaitForShutdown()
+	srv := s.running()
+	srv.Shutdown()
+	srv.WaitForShutdown()
 }
 
 // URL is how clients outside this process connect, credentials included; show
 // it only to the person who started the server.
 func (s *Server) URL() string {
 	u := url.URL{Scheme: "nats", Host: s.addr}
-	if s.srv.Addr() != nil || s.listener != nil {
+	if s.addr != "" {
 		u.User = url.UserPassword(s.user, s.pass)
 	}
 	return u.String()
@@ -149,10 +176,17 @@ func (s *Server) Close() {
 		s.listener.Close()
 	}
 	s.Stop()
+	s.removeStore()
+}
+
+func (s *Server) removeStore() {
 	if s.temporary {
 		_ = os.RemoveAll(s.dir) // in the temporary directory: what is left there is not ours to report
 	}
 }
+
+// relayPause is between two attempts to accept after one that failed.
+const relayPause = 100 * time.Millisecond
 
 // relay joins each client on the listener to an in-process connection. The
 // server cannot be given a listener, and a lab in a network namespace of its
@@ -160,8 +194,12 @@ func (s *Server) Close() {
 func (s *Server) relay() {
 	for {
 		client, err := s.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
-			return // closed
+			time.Sleep(relayPause) // out of descriptors, say: it passes
+			continue
 		}
 		inside, err := s.InProcessConn()
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
@@ -75,7 +76,7 @@ func (c *Conn) answer(r micro.Request, e Endpoint) {
 	// A reply subject is chosen by whoever asks. Answering anywhere but in an
 	// inbox would let a client publish through us where it may not itself.
 	if !strings.HasPrefix(r.Reply(), "_INBOX.") {
-		c.log.Warn("request refused: its reply subject is no inbox", "subject", r.Subject())
+		c.throttle.Warn(c.log, "request refused: its reply subject is no inbox", "subject", r.Subject())
 		return
 	}
 	m, err := e.Handle(r.Data())
@@ -93,7 +94,7 @@ func (c *Conn) answer(r micro.Request, e Endpoint) {
 		err = r.Respond(data)
 	}
 	if err != nil {
-		c.log.Warn("cannot answer", "subject", r.Subject(), "error", err)
+		c.throttle.Warn(c.log, "cannot answer", "subject", r.Subject(), "error", err)
 	}
 }
 
@@ -122,11 +123,29 @@ func (c *Conn) Request(ctx context.Context, subject string, ask, answer events.M
 		return fmt.Errorf("%s: %w", subject, err)
 	}
 	if text := m.Header.Get(micro.ErrorHeader); text != "" {
-		err := errors.New(text)
+		err := errors.New(printable(text))
 		if m.Header.Get(micro.ErrorCodeHeader) == "400" {
 			return &RequestError{err}
 		}
 		return err
 	}
 	return events.Unmarshal(m.Data, answer)
+}
+
+// maxErrorText is how much of a refusal is shown.
+const maxErrorText = 1024
+
+// printable makes a text from the bus safe to show: control characters never
+// reach a terminal or a log.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxErrorText {
+		s = strings.ToValidUTF8(s[:maxErrorText], "") + "…"
+	}
+	return s
 }

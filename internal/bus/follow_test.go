@@ -1,0 +1,435 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// tape records the messages of one subscription.
+type tape struct {
+	mu   sync.Mutex
+	msgs []Msg
+}
+
+func (r *tape) take(m Msg) {
+	r.mu.Lock()
+	r.msgs = append(r.msgs, m)
+	r.mu.Unlock()
+}
+
+func (r *tape) texts() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for _, m := range r.msgs {
+		out = append(out, string(m.Data))
+	}
+	return out
+}
+
+func (r *tape) has(text string) bool { return slices.Contains(r.texts(), text) }
+
+// follow runs Follow until the test ends.
+func follow(t *testing.T, c *Conn, stream string, from FollowFrom) *tape {
+	t.Helper()
+	r := &tape{}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.Follow(ctx, stream, from, r.take) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Follow ended with %v", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Follow does not end with its context")
+		}
+	})
+	return r
+}
+
+// store publishes texts to a stream and waits for each acknowledgement.
+func store(t *testing.T, c *Conn, subject string, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, err := c.JS.Publish(ctx, subject, []byte(text))
+		cancel()
+		if err != nil {
+			t.Fatalf("store %q: %v", text, err)
+		}
+	}
+}
+
+func texts(prefix string, n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprint(prefix, i)
+	}
+	return out
+}
+
+func TestFollowFrom(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	a, b := events.EventsSubject("fw-a"), events.EventsSubject("fw-b")
+	store(t, c, a, "a1")
+	store(t, c, b, "b1")
+	time.Sleep(2 * time.Millisecond)
+	since := time.Now()
+	store(t, c, a, "a2")
+	all := follow(t, c, StreamEvents, FollowFrom{All: true})
+	later := follow(t, c, StreamEvents, FollowFrom{Time: since})
+	filtered := follow(t, c, StreamEvents, FollowFrom{All: true, Filter: b})
+	fresh := follow(t, c, StreamEvents, FollowFrom{})
+	until(t, "the four", func() bool { return c.consumers(t, StreamEvents) == 4 })
+	store(t, c, b, "b2")
+	f := func(r *tape, want ...string) {
+		t.Helper()
+		until(t, "b2", func() bool { return r.has("b2") })
+		if got := r.texts(); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	f(all, "a1", "b1", "a2", "b2")
+	f(later, "a2", "b2")
+	f(filtered, "b1", "b2")
+	f(fresh, "b2")
+	if m := all.msgs[1]; m.Subject != b || m.Seq != 2 || time.Since(m.Time) > time.Minute {
+		t.Errorf("message: %+v", m)
+	}
+
+	var read tape
+	if err := c.Read(t.Context(), StreamEvents, FollowFrom{Time: since}, read.take); err != nil {
+		t.Fatal(err)
+	}
+	if got := read.texts(); !slices.Equal(got, []string{"a2", "b2"}) || read.msgs[1].Pending != 0 {
+		t.Errorf("Read: %q", got)
+	}
+	if err := c.Read(t.Context(), StreamAudit, FollowFrom{All: true}, read.take); err != nil {
+		t.Errorf("Read of an empty stream: %v", err)
+	}
+	if err := c.Read(t.Context(), "NONE", FollowFrom{All: true}, read.take); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("Read of no stream: %v", err)
+	}
+}
+
+// consumers is how many consumers a stream has.
+func (c *Conn) consumers(t *testing.T, stream string) int {
+	t.Helper()
+	s, err := c.JS.Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CachedInfo().State.Consumers
+}
+
+// TestFollowAcrossRestart restarts a server that keeps its streams in files
+// while somebody else goes on publishing.
+func TestFollowAcrossRestart(t *testing.T) {
+	s, c := bootstrapped(t, DefaultLimits)
+	subject := events.AuditSubject("fw-a", "flush")
+	before := texts("before ", 50)
+	store(t, c, subject, "old")
+	all, fresh := follow(t, c, StreamAudit, FollowFrom{All: true}), follow(t, c, StreamAudit, FollowFrom{})
+	idle := follow(t, c, StreamAlerts, FollowFrom{}) // has seen no message when the server goes
+	until(t, "the followers", func() bool { return c.consumers(t, StreamAudit) == 2 && c.consumers(t, StreamAlerts) == 1 })
+	store(t, c, subject, before...)
+	until(t, "the first part", func() bool { return all.has("before 49") && fresh.has("before 49") })
+	s.Stop()
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// Published by a client that is there before the followers are back.
+	other := connect(t, Config{Server: s})
+	after := texts("after ", 50)
+	store(t, other, subject, after...)
+	store(t, other, events.AlertSubject(events.Firing, "r", "fleet", "table"), "alert")
+	until(t, "the second part", func() bool { return all.has("after 49") && fresh.has("after 49") && idle.has("alert") })
+	want := slices.Concat(before, after)
+	if got := fresh.texts(); !slices.Equal(got, want) {
+		t.Errorf("a follower of new messages got %d: %q", len(got), got)
+	}
+	if got := all.texts(); !slices.Equal(got, append([]string{"old"}, want...)) {
+		t.Errorf("a follower of all messages got %d: %q", len(got), got)
+	}
+}
+
+// TestFollowStreamMadeAnew restarts a server that keeps its streams in memory:
+// numbers begin again at one, and no message of the new stream is left out.
+func TestFollowStreamMadeAnew(t *testing.T) {
+	limits := DefaultLimits
+	limits.Memory, limits.EventsBytes = true, 64<<20
+	for _, after := range []int{3, 40} { // fewer and more than there were before
+		t.Run(fmt.Sprint(after), func(t *testing.T) {
+			s, c := bootstrapped(t, limits)
+			subject := events.EventsSubject("fw-a")
+			all, fresh := follow(t, c, StreamEvents, FollowFrom{All: true}), follow(t, c, StreamEvents, FollowFrom{})
+			until(t, "the followers", func() bool { return c.consumers(t, StreamEvents) == 2 })
+			before := texts("before ", 20)
+			store(t, c, subject, before...)
+			until(t, "the first part", func() bool { return all.has("before 19") && fresh.has("before 19") })
+			s.Stop()
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+			other := connect(t, Config{Server: s})
+			if _, err := other.Bootstrap(t.Context(), limits, false); err != nil {
+				t.Fatal(err)
+			}
+			want := texts("after ", after)
+			store(t, other, subject, want...)
+			last := want[len(want)-1]
+			until(t, "the second part", func() bool { return all.has(last) && fresh.has(last) })
+			for _, r := range []*tape{all, fresh} {
+				if got := r.texts(); !slices.Equal(got, slices.Concat(before, want)) {
+					t.Errorf("got %q", got)
+				}
+			}
+		})
+	}
+}
+
+// TestFollowBeforeTheStream waits for a stream that nobody has made yet.
+func TestFollowBeforeTheStream(t *testing.T) {
+	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	c := connect(t, Config{Server: s})
+	fresh := follow(t, c, StreamAudit, FollowFrom{})
+	time.Sleep(100 * time.Millisecond) // so that it has looked
+	if _, err := c.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	store(t, c, events.AuditSubject("fw-a", "flush"), "first")
+	until(t, "the first message", func() bool { return fresh.has("first") })
+}
+
+// TestBeginAfterACrash: the end of an asynchronously written stream is gone,
+// and its numbers were given again.
+func TestBeginAfterACrash(t *testing.T) {
+	made := time.Now().Add(-time.Hour)
+	read := time.Now()
+	f := follower{met: true, made: made, seq: 100, at: read}
+	f.from.All = true
+	for _, last := range []uint64{80, 100, 120} {
+		cfg := f.begin(&jetstream.StreamInfo{Created: made, State: jetstream.StreamState{LastSeq: last}})
+		if cfg.DeliverPolicy != jetstream.DeliverByStartTimePolicy || !cfg.OptStartTime.Before(read) || read.Sub(*cfg.OptStartTime) > time.Minute {
+			t.Errorf("a stream of now %d: goes on by %s from %v, want by time, from shortly before the last message", last, cfg.DeliverPolicy, cfg.OptStartTime)
+		}
+	}
+}
+
+func TestWorkIsShared(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	subject := events.AlertSubject(events.Firing, "r", "fleet", "table")
+	store(t, c, subject, "history") // nothing to act upon
+	var mu sync.Mutex
+	by := map[string]int{}   // worker → messages
+	done := map[string]int{} // message → how often
+	tries := map[string]int{}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for _, name := range []string{"one", "two"} {
+		wg.Go(func() {
+			err := c.Work(ctx, StreamAlerts, "workers", events.SubjectAlerts+".>", func(_ context.Context, m Msg) error {
+				time.Sleep(5 * time.Millisecond)
+				mu.Lock()
+				defer mu.Unlock()
+				tries[string(m.Data)]++
+				if string(m.Data) == "w7" && tries["w7"] == 1 {
+					return errors.New("not now")
+				}
+				by[name]++
+				done[string(m.Data)]++
+				return nil
+			})
+			if err != nil {
+				t.Errorf("Work ended with %v", err)
+			}
+		})
+	}
+	until(t, "the consumer", func() bool { return c.consumers(t, StreamAlerts) == 1 })
+	const n = 60
+	store(t, c, subject, texts("w", n)...)
+	until(t, "all work", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(done) == n
+	})
+	cancel()
+	wg.Wait()
+	if done["history"] != 0 {
+		t.Error("what was before the first start was worked upon")
+	}
+	for text, times := range done {
+		if times != 1 {
+			t.Errorf("%s was done %d times", text, times)
+		}
+	}
+	if tries["w7"] != 2 {
+		t.Errorf("what failed once was tried %d times, want 2", tries["w7"])
+	}
+	for _, name := range []string{"one", "two"} {
+		if by[name] < n/4 {
+			t.Errorf("worker %s did %d of %d", name, by[name], n)
+		}
+	}
+}
+
+// TestWorkGoesOn restarts the server, and the worker: each message is finished
+// once.
+func TestWorkGoesOn(t *testing.T) {
+	s, c := bootstrapped(t, DefaultLimits)
+	subject := events.AlertSubject(events.Firing, "r", "fleet", "table")
+	done := make(chan string, 100)
+	work := func() (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_ = c.Work(ctx, StreamAlerts, "worker", events.SubjectAlerts+".>", func(_ context.Context, m Msg) error {
+				done <- string(m.Data)
+				return nil
+			})
+		})
+		return func() { cancel(); wg.Wait() }
+	}
+	next := func(want string) {
+		t.Helper()
+		select {
+		case got := <-done:
+			if got != want {
+				t.Errorf("worked upon %s, want %s", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("nobody works upon %s", want)
+		}
+	}
+	stop := work()
+	until(t, "the consumer", func() bool { return c.consumers(t, StreamAlerts) == 1 })
+	store(t, c, subject, "one")
+	next("one")
+	s.Stop()
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	other := connect(t, Config{Server: s})
+	store(t, other, subject, "two")
+	next("two")
+	stop()
+	store(t, other, subject, "three") // nobody works now
+	defer work()()
+	next("three")
+	select {
+	case again := <-done:
+		t.Errorf("%s was worked upon again", again)
+	case <-time.After(50 * time.Millisecond):
+	}
+}
+
+func TestLastOfEachSubject(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	store(t, c, events.HealthSubject("fw-b"), "b1", "b2")
+	store(t, c, events.HealthSubject("fw-a"), "a1", "a2")
+	store(t, c, events.HealthSubject("fw-b"), "b3")
+	store(t, c, events.SubjectPace, "pace")
+	var got []string
+	last, err := c.Last(t.Context(), StreamLast, events.SubjectHealth+".*")
+	for _, m := range last {
+		got = append(got, m.Subject+" "+string(m.Data))
+	}
+	if want := []string{"ct.v1.health.fw-a a2", "ct.v1.health.fw-b b3"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q (%v), want %q", got, err, want)
+	}
+	if last, err := c.Last(t.Context(), StreamAlerts, events.SubjectAlerts+".>"); err != nil || len(last) != 0 {
+		t.Errorf("an empty stream: %v, %v", last, err)
+	}
+	if _, err := c.Last(t.Context(), "NONE", ">"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("no stream: %v", err)
+	}
+}
+
+func TestSubscribe(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	got := make(chan string, 1)
+	stop, err := c.Subscribe(events.SubjectHealth+".*", func(subject string, data []byte) { got <- subject + " " + string(data) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	store(t, c, events.HealthSubject("fw-a"), "x")
+	if text := <-got; text != "ct.v1.health.fw-a x" {
+		t.Errorf("got %q", text)
+	}
+	stop()
+	store(t, c, events.HealthSubject("fw-a"), "y")
+	select {
+	case text := <-got:
+		t.Errorf("got %q after stop", text)
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+// TestFollowThroughACutLine cuts the TCP connection, not the server: nothing
+// that was under way may be left out.
+func TestFollowThroughACutLine(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := &cutter{Listener: l}
+	s := startServer(t, ServerConfig{Listener: line, Dir: t.TempDir()})
+	local := connect(t, Config{Server: s})
+	if _, err := local.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	remote := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
+	r := follow(t, remote, StreamEvents, FollowFrom{All: true})
+	const n = 600
+	for i := range n {
+		store(t, local, events.EventsSubject("fw-a"), fmt.Sprint(i))
+		if i%200 == 100 {
+			line.cut()
+		}
+	}
+	until(t, "the last message", func() bool { return r.has(fmt.Sprint(n - 1)) })
+	for i, text := range r.texts() {
+		if text != fmt.Sprint(i) {
+			t.Fatalf("message %d is %s", i, text)
+		}
+	}
+}
+
+// cutter is a listener whose connections can be cut.
+type cutter struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (c *cutter) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err == nil {
+		c.mu.Lock()
+		c.conns = append(c.conns, conn)
+		c.mu.Unlock()
+	}
+	return conn, err
+}
+
+func (c *cutter) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		conn.Close()
+	}
+	c.conns = nil
+}
