@@ -163,6 +163,42 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzDatagram: whatever is in a datagram, each message in it is delivered or
+// counted, and none is invented.
+func FuzzDatagram(f *testing.F) {
+	msgs := stored(f)
+	one, two := msgs["udp4-plain-new"], msgs["tcp6-acct-destroy"]
+	f.Add(one)
+	f.Add(append(bytes.Clone(one), two...))
+	f.Add(append(bytes.Clone(one), 1, 2, 3))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, datagram []byte) {
+		var e events.Event
+		seen := 0
+		delivered, bad := decodeAll(datagram, &e, func(*events.Event) { seen++ })
+		if delivered != seen || delivered+bad > 1+len(datagram)/nlmsgHeader {
+			t.Errorf("%d delivered, %d seen, %d bad in %d bytes", delivered, seen, bad, len(datagram))
+		}
+		if len(datagram) > 0 && delivered+bad == 0 {
+			t.Error("bytes that nobody accounts for")
+		}
+	})
+}
+
+func TestDatagramOfSeveralMessages(t *testing.T) {
+	msgs := stored(t)
+	datagram := bytes.Clone(msgs["udp4-plain-new"])
+	foreign := bytes.Clone(msgs["tcp4-plain-new"])
+	foreign[5] = 10 // of another subsystem
+	datagram = append(append(datagram, foreign...), msgs["tcp6-acct-destroy"]...)
+	var e events.Event
+	var got []events.Type
+	delivered, bad := decodeAll(datagram, &e, func(e *events.Event) { got = append(got, e.Type) })
+	if delivered != 2 || bad != 1 || len(got) != 2 || got[0] != events.New || got[1] != events.Destroy {
+		t.Errorf("%d delivered (%v), %d bad, want NEW and DESTROY around one that is not ours", delivered, got, bad)
+	}
+}
+
 func BenchmarkDecode(b *testing.B) {
 	msgs := stored(b)
 	for _, name := range []string{"udp4-plain-new", "tcp6-plain-new", "tcp6-acct-destroy"} {

@@ -90,7 +90,8 @@ func TestDumpSkipsExpired(t *testing.T) {
 	fw := firewall(t, lab.FirewallSpec{Sysctls: map[string]string{"net.netfilter.nf_conntrack_udp_timeout": "1"}})
 	r, c := open(t, fw.NS, 0), dial(t, fw.NS)
 	const n = 200
-	// The collector may come at any time: try again when it was faster.
+	// The collector may come at any time, and a lookup evicts what it finds
+	// expired on its way: some may be gone already. Try again when all are.
 	for try := 1; ; try++ {
 		flood(t, fw, udp(client4, n))
 		collect(t, r, n)
@@ -105,12 +106,11 @@ func TestDumpSkipsExpired(t *testing.T) {
 		if ended := collect(t, r, n); ended[0].Type != events.Destroy {
 			t.Fatalf("%s, want the DESTROY of an expired flow", ended[0].Type)
 		}
-		if state.Count == n {
+		if state.Count > 0 && state.Count <= n {
 			return
 		}
-		t.Logf("the kernel counted %d, want %d: collected before we looked", state.Count, n)
 		if try == 5 {
-			t.Fatal("the kernel's count never included expired entries")
+			t.Fatalf("the kernel counted %d of %d expired entries, want some", state.Count, n)
 		}
 	}
 }

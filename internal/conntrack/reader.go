@@ -37,8 +37,9 @@ const (
 	// While events flow the reader naps instead of waiting. It wakes before a
 	// quarter of the buffer can have filled at peakRate events per second,
 	// more than one core has been seen to produce (flushes included), and
-	// after maxNap at the latest, which bounds how stale an event is.
-	maxNap   = 3 * time.Millisecond
+	// after maxNap at the latest, which bounds how stale an event is. Every
+	// wake-up costs the Go runtime as much as tens of events.
+	maxNap   = 10 * time.Millisecond
 	minNap   = 50 * time.Microsecond
 	peakRate = 300_000
 )
@@ -123,9 +124,10 @@ func napFor(limit int) time.Duration {
 
 // Receive calls fn for every event that has arrived, in order, and returns how
 // many there were. The event is reused: fn copies what it keeps. When none is
-// there Receive waits for the first, up to wait, and returns 0 after that.
+// there Receive waits for the first, up to wait, and returns 0 after that, or
+// sooner when a signal interrupts it.
 //
-// While events flow, Receive naps up to a few milliseconds before it looks
+// While events flow, Receive naps up to ten milliseconds, within wait, before it looks
 // (see the package comment); the first event after a pause is delivered at
 // once. After Close it returns ErrClosed.
 func (r *Reader) Receive(wait time.Duration, fn func(*events.Event)) (int, error) {
@@ -183,28 +185,37 @@ func (r *Reader) drain(fn func(*events.Event)) (delivered int, err error) {
 	return delivered, nil
 }
 
-// deliver decodes the i-th datagram of the mailbox. The kernel puts one event
-// into each, but nothing promises that.
+// deliver decodes the i-th datagram of the mailbox.
 func (r *Reader) deliver(i int, fn func(*events.Event)) (delivered int) {
-	rest, err := r.box.datagram(i)
+	datagram, err := r.box.datagram(i)
 	if err != nil {
 		r.undecodable.Add(1)
 		return 0
 	}
-	for rest != nil {
-		var msg []byte
-		if msg, rest, err = cut(rest); err != nil {
-			r.undecodable.Add(1)
-			break
-		}
-		if err := Decode(msg, &r.event); err != nil {
-			r.undecodable.Add(1)
-			continue
-		}
-		fn(&r.event)
-		delivered++
+	delivered, bad := decodeAll(datagram, &r.event, fn)
+	if bad > 0 {
+		r.undecodable.Add(uint64(bad))
 	}
 	return delivered
+}
+
+// decodeAll hands the events of one datagram to fn and counts what is none. The
+// kernel puts one event into each, but nothing promises that.
+func decodeAll(datagram []byte, e *events.Event, fn func(*events.Event)) (delivered, bad int) {
+	for rest := datagram; rest != nil; {
+		var msg []byte
+		var err error
+		if msg, rest, err = cut(rest); err != nil {
+			return delivered, bad + 1
+		}
+		if err := Decode(msg, e); err != nil {
+			bad++
+			continue
+		}
+		fn(e)
+		delivered++
+	}
+	return delivered, bad
 }
 
 // Drops is the exact number of events that the kernel could not queue since

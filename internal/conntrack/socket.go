@@ -134,10 +134,19 @@ func (s *socket) wait(d time.Duration) error {
 }
 
 // nap sleeps without looking at the socket, so that nobody is woken by its
-// messages. Only close ends it early.
+// messages. It is the runtime's sleep and no system call of ours: a thread that
+// blocks in one makes the runtime hand on its processor and keep its monitor
+// awake, which costs a busy process more than the events do (1.8 µs each
+// instead of 0.8 at 50,000 per second, BenchmarkReceive). A nap is short enough
+// for close to wait for its end.
 func (s *socket) nap(d time.Duration) error {
-	fds := [1]unix.PollFd{{Fd: int32(s.wake), Events: unix.POLLIN}}
-	return poll(fds[:], d)
+	time.Sleep(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	return nil
 }
 
 // poll reports ErrClosed when the first descriptor, the eventfd, is readable.

@@ -248,6 +248,27 @@ func TestHooksWithoutNames(t *testing.T) {
 	}
 }
 
+// FuzzRule: rules are written by others, and read back as the kernel keeps them.
+func FuzzRule(f *testing.F) {
+	var m message // an expression list: match state, as iptables-nft writes it
+	expr := m.nest(listElem)
+	m.attr(exprName, []byte("match\x00")...)
+	data := m.nest(exprData)
+	m.attr(xtName, []byte("state\x00")...)
+	m.endNest(data)
+	m.endNest(expr)
+	if yes, err := listTracks(m.buf); !yes || err != nil {
+		f.Fatalf("the seed is read as %v, %v", yes, err)
+	}
+	f.Add(m.buf)
+	f.Fuzz(func(t *testing.T, list []byte) {
+		yes, err := listTracks(list)
+		if yes && err != nil {
+			t.Errorf("both an answer and an error: %v", err)
+		}
+	})
+}
+
 // ctStateNew is the beginning of a rule: ct state new.
 func ctStateNew() []expr.Any {
 	return []expr.Any{
