@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
+	"reflect"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/ctfleet/ctfleet/internal/config"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // Version is set by the linker for releases; otherwise it is the revision that
@@ -39,11 +42,20 @@ func ProgramVersion() string {
 // Flags are common to the daemons.
 type Flags struct {
 	Config        string           `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file; its keys are the flags' names. Environment and command line win."`
-	Check         bool             `help:"Print what would be used and what is missing on this host, then exit 0 or 1."`
+	Check         bool             `env:"-" help:"Print what would be used and what is missing on this host, then exit 0 or 1."`
 	MetricsListen string           `placeholder:"ADDR" default:"127.0.0.1:0" help:"Serve /metrics, /healthz and /readyz here (${default}: a free loopback port; \"none\": not at all)."`
 	LogFormat     string           `enum:"text,json" default:"text" help:"text or json."`
 	LogLevel      slog.Level       `default:"info" help:"debug, info, warn or error."`
-	Version       kong.VersionFlag `help:"Print the version and exit."`
+	Version       kong.VersionFlag `env:"-" help:"Print the version and exit."`
+}
+
+// BadInput is the exit code for a file that cannot be used: --check answers
+// yes or no, otherwise it is a mistake of usage.
+func (f *Flags) BadInput() int {
+	if f.Check {
+		return 1
+	}
+	return 2
 }
 
 // Logger returns the logger that the flags describe, writing to w.
@@ -64,15 +76,17 @@ func Parse(name, description string, cli any, options ...kong.Option) *kong.Cont
 		kong.Description(description),
 		kong.DefaultEnvars("CTFLEET"),
 		kong.Vars{"version": ProgramVersion()},
+		kong.TypeMapper(reflect.TypeFor[netip.Prefix](), kong.MapperFunc(prefix)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
 	}, options...)
+	var file *config.FlagFile
 	if path := configPath(os.Args[1:]); path != "" {
-		r, err := config.LoadFlags(path)
-		if err != nil {
+		var err error
+		if file, err = config.LoadFlags(path); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 			os.Exit(2)
 		}
-		options = append(options, kong.Resolvers(r))
+		options = append(options, kong.Resolvers(file))
 	}
 	parser, err := kong.New(cli, options...)
 	if err != nil {
@@ -80,10 +94,28 @@ func Parse(name, description string, cli any, options ...kong.Option) *kong.Cont
 	}
 	ctx, err := parser.Parse(os.Args[1:])
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for the flags.\n", name, err, name)
+		if err, ok := file.Explain(err); ok {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		} else {
+			fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for the flags.\n", name, err, name)
+		}
 		os.Exit(2)
 	}
 	return ctx
+}
+
+// prefix reads an address or a prefix; the type itself takes prefixes only.
+func prefix(ctx *kong.DecodeContext, target reflect.Value) error {
+	var s string
+	if err := ctx.Scan.PopValueInto("prefix", &s); err != nil {
+		return err
+	}
+	p, err := events.ParsePrefix(s)
+	if err != nil {
+		return err
+	}
+	target.Set(reflect.ValueOf(p))
+	return nil
 }
 
 // configPath finds --config before kong parses, since the file's values are
