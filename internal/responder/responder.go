@@ -47,6 +47,10 @@ const (
 	// freshFor is how long a health message says enough about a firewall to
 	// command it.
 	freshFor = 5 * time.Second
+	// fleetWait is how long a responder that has just started waits to hear of
+	// the firewalls that an alert names: they report every second, and an alert
+	// is not to be declined because it came first.
+	fleetWait = 2500 * time.Millisecond
 	// commandLife is how long a command may be carried out.
 	commandLife = 10 * time.Second
 )
@@ -58,8 +62,9 @@ type Responder struct {
 	conn   *bus.Conn
 	log    *slog.Logger
 
-	mu    sync.Mutex
-	fleet map[string]sighting
+	mu        sync.Mutex
+	fleet     map[string]sighting
+	listening time.Time // since when firewalls are heard
 
 	handled   map[string]time.Time // alerts decided upon, until when they are remembered
 	decisions *prometheus.CounterVec
@@ -111,6 +116,10 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stop()
+	if r.conn.WaitConnected(ctx) != nil {
+		return nil
+	}
+	r.listening = time.Now()
 	return r.conn.Work(ctx, bus.StreamAlerts, durable, events.SubjectAlerts+"."+events.Firing+".>", r.alert)
 }
 
@@ -163,6 +172,7 @@ func (r *Responder) alert(ctx context.Context, m bus.Msg) error {
 		r.refuse("alert", m.Subject, err)
 		return nil // it will not get better
 	}
+	r.awaitFleet(ctx, &a)
 	now := time.Now()
 	for id, until := range r.handled {
 		if now.After(until) {
@@ -176,6 +186,25 @@ func (r *Responder) alert(ctx context.Context, m bus.Msg) error {
 	}
 	r.handled[a.ID] = now.Add(rememberAlerts)
 	return r.carryOut(ctx, &a, d)
+}
+
+// awaitFleet waits, for a moment after the start, until the firewalls of an
+// alert have been heard.
+func (r *Responder) awaitFleet(ctx context.Context, a *events.Alert) {
+	for time.Since(r.listening) < fleetWait && ctx.Err() == nil {
+		r.mu.Lock()
+		heard := 0
+		for name := range a.Firewalls {
+			if _, ok := r.fleet[name]; ok {
+				heard++
+			}
+		}
+		r.mu.Unlock()
+		if heard == len(a.Firewalls) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // matches refuses an alert whose subject says something else than its body:
