@@ -1,0 +1,31 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// State is how a stream stands.
+type State struct {
+	Messages uint64
+	LastSeq  uint64    // of the newest message, also when it is no longer kept
+	LastTime time.Time // the stream's
+}
+
+// State asks how a stream stands. Where it does not exist, the error says who
+// creates it.
+func (c *Conn) State(ctx context.Context, stream string) (State, error) {
+	s, err := c.JS.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return State{}, fmt.Errorf("stream %s is not there: ctfleet bootstrap creates it, as does an aggregator", stream)
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("stream %s: %w", stream, err)
+	}
+	st := s.CachedInfo().State
+	return State{Messages: st.Msgs, LastSeq: st.LastSeq, LastTime: st.LastTime}, nil
+}
