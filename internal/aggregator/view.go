@@ -60,9 +60,9 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	if !slices.Contains(a.windows, window) {
 		var kept []string
 		for _, w := range a.windows {
-			kept = append(kept, w.String())
+			kept = append(kept, fmt.Sprintf("%.0fs", w.Seconds()))
 		}
-		return nil, fmt.Errorf("window %s is not kept, these are: %s", window, strings.Join(kept, ", "))
+		return nil, fmt.Errorf("window %.0fs is not kept, these are: %s", window.Seconds(), strings.Join(kept, ", "))
 	}
 	place := count.Place{Realm: cmp.Or(q.Realm, events.RealmDefault), Firewall: q.Firewall}
 	a.mu.Lock()

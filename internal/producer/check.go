@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/host"
@@ -39,14 +38,6 @@ func gather(opt Options, ns *host.Namespace, granted, wanted int) host.Facts {
 		f.Tracking = &on
 	}
 	return f
-}
-
-// explain adds the remedy to an error that keeps a producer from starting.
-func explain(err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: CAP_NET_ADMIN is needed (run as root, or give it with AmbientCapabilities= or setcap cap_net_admin+ep)", err)
-	}
-	return err
 }
 
 // ErrCheck is returned by Check when something fatal was found.

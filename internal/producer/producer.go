@@ -51,7 +51,7 @@ func (o *Options) Validate() error {
 	if err := events.CheckFirewall(o.Name); err != nil {
 		return fmt.Errorf("--name: %w", err)
 	}
-	if err := events.CheckName(o.Realm); err != nil {
+	if err := events.CheckRealm(o.Realm); err != nil {
 		return fmt.Errorf("--realm: %w", err)
 	}
 	if o.Linger < time.Millisecond || o.Linger > events.MaxLingerMS*time.Millisecond {
@@ -144,7 +144,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	reader, err := conntrack.NewReader(conntrack.ReaderConfig{Namespace: p.ns, BufferBytes: opt.BufferBytes})
 	if err != nil {
-		return nil, fmt.Errorf("watch the connection table: %w", explain(err))
+		return nil, fmt.Errorf("watch the connection table: %w", err)
 	}
 	p.reader = reader
 	p.preflight()

@@ -50,6 +50,9 @@ func (q *TopQuery) Validate() error {
 			return fmt.Errorf("realm: %w", err)
 		}
 	}
+	if q.WindowS < 0 {
+		return fmt.Errorf("window_s: must not be negative, is %d", q.WindowS)
+	}
 	if q.Limit < 0 || q.Limit > 10_000 {
 		return fmt.Errorf("limit: %d is not within 0 to 10000", q.Limit)
 	}
