@@ -22,8 +22,9 @@ type flags struct {
 	aggregator.Options
 	bus.Flags
 	Listen       string       `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
-	EmbeddedNATS bool         `name:"embedded-nats" help:"Run a NATS server in this process, on 127.0.0.1:4222, instead of using --nats-url. Its URL with credentials is written to a file in --embedded-dir."`
+	EmbeddedNATS bool         `name:"embedded-nats" help:"Run a NATS server in this process instead of using --nats-url. Its URL with credentials is written to the file url in --embedded-dir."`
 	EmbeddedDir  string       `default:"ctfleet-nats" type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams (${default})."`
+	NATSListen   string       `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded server listens (${default}); port 0 is a free one."`
 	Daemon       daemon.Flags `embed:""`
 }
 
@@ -33,10 +34,15 @@ func main() {
 	rules, err := f.Load()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "aggregator:", err)
-		os.Exit(2)
+		os.Exit(f.Daemon.BadInput())
 	}
 	if f.Daemon.Check {
-		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count\nok\n", len(rules.Rules), rules.MaxFiring, f.MaxKeys)
+		nats := f.Servers()
+		if f.EmbeddedNATS {
+			nats = "embedded on " + f.NATSListen
+		}
+		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count, NATS %s, API on %s\nok\n",
+			len(rules.Rules), rules.MaxFiring, f.MaxKeys, nats, f.Listen)
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)
@@ -47,7 +53,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	log := f.Daemon.Logger(os.Stderr)
 	cfg := bus.Config{Flags: f.Flags}
 	if f.EmbeddedNATS {
-		server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:4222", Dir: f.EmbeddedDir, Log: log})
+		server, err := bus.StartServer(bus.ServerConfig{Listen: f.NATSListen, Dir: f.EmbeddedDir, Log: log})
 		if err != nil {
 			return err
 		}
@@ -63,17 +69,26 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	if err != nil {
 		return err
 	}
+	metrics, err := daemon.Listen(f.Daemon.MetricsListen)
+	if err != nil {
+		return err
+	}
 	reg := prometheus.NewRegistry()
 	a, err := aggregator.New(f.Options, rules, aggregator.Dependencies{Bus: cfg, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}
-	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
+	health := daemon.Health{Ready: a.Ready}
+	mux := daemon.Mux(reg, health)
 	api.Register(mux, a)
 	if listener != nil {
 		log.Info("serving", "url", "http://"+listener.Addr().String()+"/")
 	}
+	if metrics != nil {
+		log.Info("metrics", "url", "http://"+metrics.Addr().String()+"/metrics")
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return daemon.Serve(ctx, metrics, daemon.Mux(reg, health), log) })
 	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	return g.Wait()

@@ -96,11 +96,18 @@ type alertsWatchCmd struct {
 }
 
 func (c *alertsWatchCmd) Run(ctx context.Context) error {
+	if c.Since < 0 {
+		return &exitError{2, fmt.Errorf("--since: must not be negative, is %s", c.Since)}
+	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
+	// Silence must mean that nothing fires, not that nothing can be heard.
+	if _, err := conn.State(ctx, bus.StreamAlerts); err != nil {
+		return err
+	}
 	var from bus.FollowFrom
 	if c.Since > 0 {
 		from.Time = time.Now().Add(-c.Since)
@@ -108,7 +115,7 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 	return conn.Follow(ctx, bus.StreamAlerts, from, func(m bus.Msg) {
 		var a events.Alert
 		if err := events.Unmarshal(m.Data, &a); err != nil {
-			fmt.Fprintf(os.Stderr, "ctfleet: refused a message on %q: %v\n", m.Subject, err)
+			complain("refused a message on %q: %v", m.Subject, err)
 			return
 		}
 		if c.Output == "json" {

@@ -18,7 +18,7 @@ type auditCmd struct {
 
 type auditListCmd struct {
 	client
-	Since    time.Duration `default:"1h" help:"How far back (${default})."`
+	Since    time.Duration `default:"1h" placeholder:"DURATION" help:"How far back (${default})."`
 	Address  string        `placeholder:"ADDRESS" help:"Only what concerns this address."`
 	Firewall string        `placeholder:"NAME" help:"Only what concerns this firewall."`
 }
@@ -33,28 +33,41 @@ type auditEntry struct {
 }
 
 func (c *auditListCmd) Run(ctx context.Context) error {
+	if c.Since <= 0 {
+		return &exitError{2, fmt.Errorf("--since: must be positive, is %s", c.Since)}
+	}
+	if c.Address != "" {
+		p, err := events.ParsePrefix(c.Address)
+		if err != nil {
+			return &exitError{2, fmt.Errorf("--address: %w", err)}
+		}
+		c.Address = events.FormatPrefix(p)
+	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	entries := []auditEntry{}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	last, err := lastSeq(ctx, conn)
-	if err != nil || last == 0 {
-		return err
-	}
-	err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{All: true}, func(m bus.Msg) {
-		if e, ok := readAudit(m); ok && time.Since(m.Time) <= c.Since && c.wanted(&e) {
-			entries = append(entries, e)
-		}
-		if m.Seq >= last {
-			stop()
-		}
-	})
+	begin := time.Now().Add(-c.Since)
+	last, err := lastAudit(ctx, conn, begin)
 	if err != nil {
 		return err
+	}
+	if last > 0 {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{Time: begin}, func(m bus.Msg) {
+			if e, ok := readAudit(m); ok && c.wanted(&e) {
+				entries = append(entries, e)
+			}
+			if m.Seq >= last {
+				stop()
+			}
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if c.Output == "json" {
 		return printJSON(os.Stdout, map[string]any{"entries": entries})
@@ -68,12 +81,14 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 	return t.flush()
 }
 
-func lastSeq(ctx context.Context, conn *bus.Conn) (uint64, error) {
-	s, err := conn.JS.Stream(ctx, bus.StreamAudit)
-	if err != nil {
-		return 0, fmt.Errorf("stream %s: %w", bus.StreamAudit, err)
+// lastAudit is the sequence number of the newest entry, 0 where there is none
+// since begin.
+func lastAudit(ctx context.Context, conn *bus.Conn, begin time.Time) (uint64, error) {
+	state, err := conn.State(ctx, bus.StreamAudit)
+	if err != nil || state.Messages == 0 || state.LastTime.Before(begin) {
+		return 0, err
 	}
-	return s.CachedInfo().State.LastSeq, nil
+	return state.LastSeq, nil
 }
 
 // readAudit decodes an entry. The subject says who wrote it: a receipt that
@@ -87,18 +102,18 @@ func readAudit(m bus.Msg) (auditEntry, bool) {
 	if e.Verb == events.VerbDecision {
 		e.Decision = &events.Decision{}
 		if err := events.Unmarshal(m.Data, e.Decision); err != nil {
-			fmt.Fprintf(os.Stderr, "ctfleet: refused a message on %q: %v\n", m.Subject, err)
+			complain("refused a message on %q: %v", m.Subject, err)
 			return e, false
 		}
 		return e, true
 	}
 	e.Receipt = &events.Receipt{}
 	if err := events.Unmarshal(m.Data, e.Receipt); err != nil {
-		fmt.Fprintf(os.Stderr, "ctfleet: refused a message on %q: %v\n", m.Subject, err)
+		complain("refused a message on %q: %v", m.Subject, err)
 		return e, false
 	}
 	if e.Receipt.Firewall != e.Actor {
-		fmt.Fprintf(os.Stderr, "ctfleet: %s wrote a receipt in the name of %s\n", e.Actor, e.Receipt.Firewall)
+		complain("%s wrote a receipt in the name of %s", e.Actor, e.Receipt.Firewall)
 		return e, false
 	}
 	return e, true

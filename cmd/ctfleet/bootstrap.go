@@ -22,12 +22,18 @@ func (c *bootstrapCmd) Run(ctx context.Context) error {
 	if c.EventsAge < 15*time.Minute {
 		return &exitError{2, fmt.Errorf("--events-age: %s is less than 15m", c.EventsAge)}
 	}
+	if c.EventsBytes < 1<<20 {
+		return &exitError{2, fmt.Errorf("--events-bytes: %d is less than 1 MiB", c.EventsBytes)}
+	}
 	deadline := time.Now().Add(c.Wait)
 	conn, err := c.connect()
 	for err != nil && time.Now().Before(deadline) && ctx.Err() == nil {
-		fmt.Fprintln(os.Stderr, "ctfleet:", err, "(retrying)")
-		time.Sleep(time.Second)
-		conn, err = c.connect()
+		fmt.Fprintln(os.Stderr, "ctfleet:", printable(err.Error()), "(retrying)")
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+			conn, err = c.connect()
+		}
 	}
 	if err != nil {
 		return err
@@ -38,6 +44,9 @@ func (c *bootstrapCmd) Run(ctx context.Context) error {
 		return err
 	}
 	if c.Output == "json" {
+		if made == nil {
+			made = []string{}
+		}
 		return printJSON(os.Stdout, map[string]any{"changed": made})
 	}
 	if len(made) == 0 {

@@ -6,8 +6,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/vmihailenco/msgpack/v5"
-
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -66,20 +64,38 @@ type decodedReply struct {
 
 // decode reads any message of the bus: a batch, or a map.
 func decode(data []byte) (any, error) {
+	if len(data) == 0 {
+		return nil, errors.New("standard input is empty: one message is expected there")
+	}
+	if len(data) > events.MaxBatchBytes {
+		return nil, fmt.Errorf("the message has more than %d bytes: none of ours is so large", events.MaxBatchBytes)
+	}
 	var dec events.Decoder
 	var b events.Batch
 	batchErr := dec.Decode(data, &b)
 	if batchErr == nil {
 		return readable(&b), nil
 	}
-	var m map[string]any
-	if err := msgpack.Unmarshal(data, &m); err != nil {
-		return nil, fmt.Errorf("this is no msgpack map: %w", err)
+	v, err := untrusted(data)
+	if err != nil {
+		return nil, err
 	}
-	if _, isBatch := m["cols"]; isBatch || m["addr"] != nil || errors.Is(batchErr, events.ErrVersion) && m["boot"] != nil && m["n"] != nil {
-		return nil, batchErr // a batch, but a broken or a newer one
+	m, ok := v.(map[string]any)
+	if !ok {
+		return nil, errors.New("this is no msgpack map, hence no message of ours")
+	}
+	if looksLikeBatch(m) {
+		return nil, fmt.Errorf("a batch that cannot be read: %w", batchErr)
 	}
 	return m, nil
+}
+
+// looksLikeBatch tells a broken or newer batch from a map message, none of which
+// has these keys.
+func looksLikeBatch(m map[string]any) bool {
+	_, base := m["base"]
+	_, n := m["n"]
+	return base || n
 }
 
 func readable(b *events.Batch) *decodedBatch {

@@ -36,6 +36,8 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return &exitError{2, err}
 	}
+	slices.Sort(c.Firewall)
+	c.Firewall = slices.Compact(c.Firewall) // twice would be a repetition, which a firewall refuses
 	for _, f := range c.Firewall {
 		if err := events.CheckFirewall(f); err != nil {
 			return &exitError{2, err}
@@ -86,6 +88,9 @@ func (c *flushCmd) Run(ctx context.Context) error {
 // realmFirewalls lists the firewalls of a realm that have not announced a clean
 // stop, by their last health.
 func realmFirewalls(ctx context.Context, conn *bus.Conn, realm string) ([]string, error) {
+	if _, err := conn.State(ctx, bus.StreamLast); err != nil {
+		return nil, err
+	}
 	last, err := conn.Last(ctx, bus.StreamLast, events.SubjectHealth+".*")
 	if err != nil {
 		return nil, err
@@ -173,17 +178,20 @@ func countOf(n uint64) string {
 
 // outcome is exit code 1 if any firewall failed, else 3 if any refused.
 func outcome(receipts []events.Receipt) error {
-	code := 0
+	failed, refused := false, false
 	for i := range receipts {
-		switch r := &receipts[i]; {
-		case len(r.Refused) > 0 && code == 0:
-			code = 3
-		case len(r.Refused) == 0 && r.Error != "":
-			code = 1
-		}
+		r := &receipts[i]
+		// A command that was refused as a whole has a refusal without a count,
+		// and its error says why.
+		whole := slices.ContainsFunc(r.Refused, func(f events.Refusal) bool { return f.Count == 0 })
+		failed = failed || r.Error != "" && !whole
+		refused = refused || len(r.Refused) > 0
 	}
-	if code == 0 {
-		return nil
+	switch {
+	case failed:
+		return &exitError{code: 1}
+	case refused:
+		return &exitError{code: 3}
 	}
-	return &exitError{code: code}
+	return nil
 }

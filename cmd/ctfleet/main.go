@@ -28,7 +28,8 @@ type cli struct {
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 
-	Config string `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file. Environment and command line win."`
+	Show   kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
+	Config string           `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file. Environment and command line win."`
 }
 
 // exitError ends the program with a code of its own: 2 usage, 3 refused by a
@@ -54,11 +55,11 @@ func main() {
 	case err == nil:
 	case errors.As(err, &exit):
 		if exit.err != nil {
-			fmt.Fprintln(os.Stderr, "ctfleet:", exit.err)
+			complain("%v", exit.err)
 		}
 		os.Exit(exit.code)
 	default:
-		fmt.Fprintln(os.Stderr, "ctfleet:", err)
+		complain("%v", err)
 		os.Exit(1)
 	}
 }

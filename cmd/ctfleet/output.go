@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -22,7 +23,24 @@ type client struct {
 
 func (c *client) connect() (*bus.Conn, error) {
 	host, _ := os.Hostname() // an empty name is fine
-	return bus.Connect(bus.Config{Flags: c.Flags, Role: "operator", Name: fmt.Sprintf("%s-%d", host, os.Getpid())})
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return bus.Connect(bus.Config{Flags: c.Flags, Role: "operator", Name: fmt.Sprintf("%s-%d", host, os.Getpid()), Log: log})
+}
+
+// complain tells the operator about one thing that went wrong.
+func complain(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, "ctfleet:", printable(fmt.Sprintf(format, args...)))
+}
+
+// printable makes a text safe on a terminal, whoever wrote it: errors can hold
+// words that came from the bus. Line ends and tabs stay.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if hidden(r) && r != '\n' && r != '\t' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // printJSON writes v as one line of JSON that is safe on a terminal.
@@ -79,7 +97,7 @@ func (t *table) row(cells []string) { fmt.Fprintln(t.out, strings.Join(cells, "\
 func (t *table) add(cells ...any) {
 	words := make([]string, len(cells))
 	for i, c := range cells {
-		words[i] = fmt.Sprint(c)
+		words[i] = printable(fmt.Sprint(c))
 	}
 	t.row(words)
 }

@@ -16,28 +16,32 @@ import (
 
 type topCmd struct {
 	client
-	By       string        `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
-	Metric   string        `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
-	Window   time.Duration `default:"10s" help:"The sliding window: one of the rules', 10s or 60s (${default})."`
-	Firewall string        `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
-	Realm    string        `placeholder:"NAME" help:"The realm (default: default)."`
-	Limit    int           `short:"n" default:"20" help:"Rows (${default})."`
-	Once     bool          `help:"Print once and exit; otherwise refresh every second."`
+	By       string `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
+	Metric   string `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
+	Window   string `default:"10s" placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (${default})."`
+	Firewall string `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
+	Realm    string `placeholder:"NAME" help:"The realm (default: default)."`
+	Limit    int    `short:"n" default:"20" help:"Rows (${default})."`
+	Once     bool   `help:"Print once and exit; otherwise refresh every second."`
 }
 
 func (c *topCmd) Run(ctx context.Context) error {
-	if c.Window%time.Second != 0 || c.Window <= 0 {
-		return &exitError{2, fmt.Errorf("--window: %s is no whole number of seconds", c.Window)}
+	window, err := time.ParseDuration(c.Window)
+	if err != nil || window%time.Second != 0 || window <= 0 {
+		return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", c.Window)}
 	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	q := &events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(c.Window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit}
+	q := &events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit}
 	for {
 		var r events.TopReply
 		if err := conn.Request(ctx, events.QuerySubject(events.QueryTop), q, &r); err != nil {
+			if ctx.Err() != nil {
+				return nil // told to stop while it asked
+			}
 			var wrong *bus.RequestError
 			if errors.As(err, &wrong) {
 				return &exitError{2, err}

@@ -15,8 +15,10 @@ import (
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/producer"
 	"github.com/ctfleet/ctfleet/internal/responder"
+	"github.com/ctfleet/ctfleet/internal/rule"
 )
 
 type upCmd struct {
@@ -34,23 +36,23 @@ type upCmd struct {
 var upLimits = bus.Limits{EventsAge: 15 * time.Minute, EventsBytes: 256 << 20, Memory: true}
 
 func (c *upCmd) Run() error {
+	rules, err := c.Aggregator.Load()
+	if err != nil {
+		return &exitError{2, err}
+	}
+	file, err := c.Responder.Load()
+	if err != nil {
+		return &exitError{2, err}
+	}
 	flags := daemon.Flags{LogFormat: c.LogFormat, LogLevel: c.LogLevel}
 	log := flags.Logger(os.Stderr)
-	if code := daemon.Run(log, func(ctx context.Context) error { return c.run(ctx, log) }); code != 0 {
+	if code := daemon.Run(log, func(ctx context.Context) error { return c.run(ctx, rules, file, log) }); code != 0 {
 		return &exitError{code: code}
 	}
 	return nil
 }
 
-func (c *upCmd) run(ctx context.Context, log *slog.Logger) error {
-	rules, err := c.Aggregator.Load()
-	if err != nil {
-		return err
-	}
-	policy, err := c.Responder.Load()
-	if err != nil {
-		return err
-	}
+func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log *slog.Logger) error {
 	if c.Dir == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
@@ -81,7 +83,7 @@ func (c *upCmd) run(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	r, err := responder.New(policy, responder.Dependencies{Bus: inside, Log: log, Registry: reg})
+	r, err := responder.New(file, responder.Dependencies{Bus: inside, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}

@@ -30,10 +30,11 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "responder:", err)
-		os.Exit(2)
+		os.Exit(f.Daemon.BadInput())
 	}
 	if f.Daemon.Check {
-		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s\nok\n", file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown)
+		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, NATS %s\nok\n",
+			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, f.Servers())
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)
@@ -46,6 +47,9 @@ func main() {
 		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg})
 		if err != nil {
 			return err
+		}
+		if listener != nil {
+			log.Info("metrics", "url", "http://"+listener.Addr().String()+"/metrics")
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error {

@@ -1,0 +1,455 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
+	"github.com/ctfleet/ctfleet/internal/traffic"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// fleet is two virtual firewalls and a NATS server that programs reach by TCP.
+type fleet struct {
+	t      *testing.T
+	lab    *lab.Lab
+	server *bus.Server
+	conn   *bus.Conn
+	call   // with the server in its environment
+}
+
+func newFleet(t *testing.T, firewalls ...string) *fleet {
+	t.Helper()
+	var spec lab.Spec
+	for _, name := range firewalls {
+		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{Name: name, Sysctls: map[string]string{
+			"net.netfilter.nf_conntrack_events": "1", "net.netfilter.nf_conntrack_udp_timeout": "300",
+		}})
+	}
+	f := &fleet{t: t, lab: labtest.New(t, spec)}
+	var err error
+	if f.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.server.Close)
+	f.env = []string{"NATS_URL=" + f.server.URL()}
+	if f.conn, err = bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: f.server.URL()}, Role: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.conn.Close)
+	return f
+}
+
+// producer starts the agent of a firewall and waits until it has taken stock.
+func (f *fleet) producer(firewall string, args ...string) *process {
+	f.t.Helper()
+	p := f.start(f.t, "producer", append([]string{"--name", firewall, "--netns", f.lab.Firewall(firewall).NS.Path()}, args...)...)
+	p.says(&p.stderr, `(resynced)`)
+	return p
+}
+
+// aggregator starts the centre and returns the URL of its API.
+func (f *fleet) aggregator(args ...string) (*process, string) {
+	f.t.Helper()
+	p := f.start(f.t, "aggregator", append([]string{"--listen", "127.0.0.1:0"}, args...)...)
+	url := p.says(&p.stderr, `msg=serving url=(http://[0-9.:]+)`)
+	p.until("it to be ready", func() bool { code, _ := get(f.t, url+"/readyz"); return code == 200 })
+	return p, url
+}
+
+// flood sends new flows of one source through a firewall.
+func (f *fleet) flood(firewall, source string, first, count int) {
+	f.t.Helper()
+	rep, err := traffic.Flood{
+		Protocol: 17, Sources: netip.MustParsePrefix(source + "/32"), Destinations: lab.ServerPrefix4, DestinationCount: 10, Port: 53,
+		First: first, Count: count,
+	}.Run(f.t.Context(), f.lab.Firewall(firewall))
+	if err != nil || rep.Sent != count || rep.Lost != 0 {
+		f.t.Fatalf("flood through %s: sent %d of %d, lost %d: %v", firewall, rep.Sent, count, rep.Lost, err)
+	}
+}
+
+// topAnswer is the shape that scripts depend on.
+type topAnswer struct {
+	By      string   `json:"by"`
+	Metric  string   `json:"metric"`
+	WindowS int      `json:"window_s"`
+	Scope   string   `json:"scope"`
+	Rows    []topRow `json:"rows"`
+}
+
+type topRow struct {
+	Key       string            `json:"key"`
+	Value     uint64            `json:"value"`
+	Firewalls map[string]uint64 `json:"firewalls"`
+}
+
+func (f *fleet) top(args ...string) topAnswer {
+	f.t.Helper()
+	r := f.run(f.t, "ctfleet", append([]string{"top", "--once", "-o", "json"}, args...)...)
+	if r.code != 0 {
+		f.t.Fatalf("top %q: exit code %d: %s", args, r.code, r.stderr)
+	}
+	return parse[topAnswer](f.t, r.stdout)
+}
+
+// becomes waits until top says what is expected, and says what it says instead.
+func (f *fleet) becomes(want topAnswer, args ...string) {
+	f.t.Helper()
+	var got topAnswer
+	ok := func() bool { got = f.top(args...); return fmt.Sprint(got) == fmt.Sprint(want) }
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			f.t.Fatalf("top %q:\n%+v, want\n%+v", args, got, want)
+		}
+	}
+}
+
+// receiptsAnswer is what flush prints.
+type receiptsAnswer struct {
+	ID       string
+	Receipts []struct {
+		Firewall    string
+		Matched     uint64
+		Deleted     uint64
+		Gone        *uint64
+		Refused     []events.Refusal
+		TableBefore uint64   `json:"table_before"`
+		TableAfter  uint64   `json:"table_after"`
+		DurationMS  *float64 `json:"duration_ms"`
+		TCPLoose    *bool    `json:"tcp_loose"`
+		Error       string
+	}
+}
+
+// stored returns the messages of a stream so far.
+func (f *fleet) stored(stream string) (out []bus.Msg) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
+	defer cancel()
+	err := f.conn.Follow(ctx, stream, bus.FollowFrom{All: true}, func(m bus.Msg) {
+		out = append(out, m)
+		if m.Pending == 0 {
+			cancel()
+		}
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return out
+}
+
+const (
+	attacker = "198.18.66.1"
+	ordinary = "198.18.1.1"
+)
+
+const fleetRules = `rules:
+  - name: new-flows-by-source
+    track: by_src
+    metric: new
+    count: 600
+    seconds: 60
+    severity: critical
+`
+
+const fleetPolicy = `mode: enforce
+policies:
+  - rule: new-flows-by-source
+    action: flush
+allowlist: [198.18.200.0/24]
+`
+
+// TestFleet is the whole path with every role a process of its own: capture,
+// count, alert, flush, receipt; and every question that an operator can ask on
+// the way.
+func TestFleet(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a", "fw-b")
+	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || strings.Count(r.stdout, "CT_") != 5 {
+		t.Fatalf("bootstrap: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || r.stdout != `{"changed":[]}`+"\n" {
+		t.Fatalf("bootstrap again: %+v", r)
+	}
+
+	pa, pb := f.producer("fw-a", "--allow-flush", "--label", "site=lis1"), f.producer("fw-b", "--allow-flush", "--log-format", "json")
+	agg, api := f.aggregator("--rules", file(t, "rules.yaml", fleetRules))
+	resp := f.start(t, "responder", "--policy", file(t, "policy.yaml", fleetPolicy), "--metrics-listen", "127.0.0.1:0")
+	resp.until("it to be ready", func() bool {
+		code, _ := get(t, resp.says(&resp.stderr, `msg=metrics url=(http://[0-9.:]+)`)+"/readyz")
+		return code == 200
+	})
+	watch := f.start(t, "ctfleet", "alerts", "watch", "--since", "10s", "-o", "json")
+
+	// Below the threshold on each firewall, above it together.
+	f.flood("fw-a", ordinary, 0, 100)
+	f.flood("fw-b", ordinary, 0, 40)
+	f.flood("fw-a", attacker, 0, 300)
+	f.flood("fw-b", attacker, 0, 300)
+	fleetTop := topAnswer{By: "src", Metric: "new", WindowS: 60, Scope: "fleet", Rows: []topRow{
+		{attacker, 600, map[string]uint64{"fw-a": 300, "fw-b": 300}}, {ordinary, 140, map[string]uint64{"fw-a": 100, "fw-b": 40}},
+	}}
+	f.becomes(fleetTop, "--window", "60s")
+	f.becomes(topAnswer{By: "src", Metric: "new", WindowS: 60, Scope: "fw-b", Rows: []topRow{
+		{attacker, 300, map[string]uint64{"fw-b": 300}}, {ordinary, 40, map[string]uint64{"fw-b": 40}},
+	}}, "--window", "60s", "--firewall", "fw-b")
+	if byDst := f.top("--window", "60s", "--by", "dst", "--limit", "3"); len(byDst.Rows) != 3 || byDst.Rows[0].Value != 74 {
+		t.Errorf("by destination: %+v", byDst) // 740 flows to 10 destinations in turn
+	}
+	if r := f.run(t, "ctfleet", "top", "--once", "--window", "60s"); r.code != 0 || !strings.Contains(r.stdout, attacker) {
+		t.Errorf("top for a person: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "top", "--once", "--window", "60s", "-o", "raw"); r.stdout != "ADDRESS\tFLOWS\tFIREWALLS\n"+attacker+"\t600\tfw-a=300 fw-b=300\n"+ordinary+"\t140\tfw-a=100 fw-b=40\n" {
+		t.Errorf("top, raw: %q", r.stdout)
+	}
+
+	// The alert fires, the responder has both tables flushed, and nothing else.
+	var alert events.Alert
+	watch.until("the alert", func() bool {
+		line, _, found := strings.Cut(watch.stdout.String(), "\n")
+		if found {
+			alert = parse[events.Alert](t, line)
+		}
+		return found
+	})
+	if alert.State != events.Firing || alert.Rule != "new-flows-by-source" || alert.Key != attacker || alert.Scope != "fleet" || alert.Severity != "critical" ||
+		alert.Value < 600 || alert.Count != 600 || alert.Lossy || alert.Stale {
+		t.Errorf("the alert: %+v", alert)
+	}
+	f.becomes(topAnswer{By: "src", Metric: "active", Scope: "fleet", Rows: []topRow{{ordinary, 140, map[string]uint64{"fw-a": 100, "fw-b": 40}}}}, "--metric", "active")
+	var list struct{ Alerts []events.Alert }
+	list = parse[struct{ Alerts []events.Alert }](t, f.run(t, "ctfleet", "alerts", "list", "-o", "json").stdout)
+	if len(list.Alerts) != 1 || list.Alerts[0].ID != alert.ID {
+		t.Errorf("alerts list: %+v", list)
+	}
+	if r := f.run(t, "ctfleet", "alerts", "inspect", alert.ID); r.code != 0 || !strings.Contains(r.stdout, "198.18.66.1 opened 600 flows within 60 s in the fleet, threshold 600, through 2 firewalls") {
+		t.Errorf("alerts inspect: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "alerts", "inspect", "nosuch"); r.code != 1 || !strings.Contains(r.stderr, `no alert "nosuch" is firing`) {
+		t.Errorf("alerts inspect of none: %+v", r)
+	}
+
+	t.Run("audit", func(t *testing.T) {
+		verbs := map[string]int{}
+		var entries []auditEntry
+		until(t, "what came back to be recorded", func() bool { // 2 s after the flush
+			r := f.run(t, "ctfleet", "audit", "list", "-o", "json", "--address", attacker)
+			entries = parse[struct{ Entries []auditEntry }](t, r.stdout).Entries
+			clear(verbs)
+			for _, e := range entries {
+				verbs[e.Actor+" "+e.Verb]++
+			}
+			return verbs["fw-a residual"]+verbs["fw-b residual"] == 2
+		})
+		want := map[string]int{"responder decision": 1, "fw-a flush": 1, "fw-b flush": 1, "fw-a residual": 1, "fw-b residual": 1}
+		if !maps.Equal(verbs, want) {
+			t.Errorf("audit: %v, want %v", verbs, want)
+		}
+		for _, e := range entries {
+			switch {
+			case e.Decision != nil:
+				if e.Decision.Outcome != events.OutcomeCommanded || e.Decision.Mode != "enforce" || !slices.Equal(e.Decision.Firewalls, []string{"fw-a", "fw-b"}) {
+					t.Errorf("decision: %+v", e.Decision)
+				}
+			case e.Receipt.Deleted != 300 || e.Receipt.Alert != alert.ID || e.Receipt.Actor != events.ActorResponder:
+				t.Errorf("receipt: %+v", e.Receipt)
+			case e.Verb == events.VerbResidual && (e.Receipt.Residual == nil || *e.Receipt.Residual != 0):
+				t.Errorf("residual: %+v", e.Receipt)
+			}
+		}
+		if r := f.run(t, "ctfleet", "audit", "list", "--firewall", "fw-b"); r.code != 0 || !strings.Contains(r.stdout, "198.18.66.1: matched 300, deleted 300, gone 0") || strings.Contains(r.stdout, "fw-a  flush") {
+			t.Errorf("audit for a person: %+v", r)
+		}
+	})
+
+	t.Run("flush", func(t *testing.T) { f.testFlush(t) })
+	t.Run("firewalls", func(t *testing.T) { f.testFirewalls(t) })
+	t.Run("decode", func(t *testing.T) { f.testDecode(t) })
+	t.Run("http", func(t *testing.T) { f.testHTTP(t, api, pa, resp) })
+
+	// A clean stop announces itself, and loses nothing.
+	f.flood("fw-a", "198.18.3.3", 0, 50)
+	for _, p := range []*process{pa, pb, resp} {
+		p.stop()
+	}
+	for _, fw := range f.firewalls() {
+		if fw.State != events.StateStopped || fw.Lost != 0 || fw.Missing != 0 {
+			t.Errorf("%s after its stop: %s, lost %d, missing %d", fw.Firewall, fw.State, fw.Lost, fw.Missing)
+		}
+	}
+	if rows := f.top("--window", "60s").Rows; len(rows) != 4 || rows[2].Key != "198.18.3.3" || rows[2].Value != 50 {
+		t.Errorf("after the stop: %+v", rows)
+	}
+	agg.stop()
+	watch.stop()
+	if r := f.run(t, "ctfleet", "top", "--once"); r.code != 1 || !strings.Contains(r.stderr, "is the aggregator running?") {
+		t.Errorf("top without an aggregator: %+v", r)
+	}
+}
+
+func (f *fleet) firewalls() []events.FirewallStatus {
+	f.t.Helper()
+	r := f.run(f.t, "ctfleet", "firewalls", "-o", "json")
+	if r.code != 0 {
+		f.t.Fatalf("firewalls: %+v", r)
+	}
+	return parse[events.FirewallsReply](f.t, r.stdout).Firewalls
+}
+
+func (f *fleet) testFlush(t *testing.T) {
+	deleted := func(args ...string) (string, int) {
+		t.Helper()
+		r := f.run(t, "ctfleet", append([]string{"flush", "-o", "json"}, args...)...)
+		a := parse[receiptsAnswer](t, r.stdout)
+		var s []string
+		for _, x := range a.Receipts {
+			s = append(s, fmt.Sprintf("%s %d/%d %v", x.Firewall, x.Deleted, x.Matched, x.Refused))
+			if x.Gone == nil || x.DurationMS == nil || x.TCPLoose == nil || a.ID == "" {
+				t.Errorf("flush %q: a key is missing: %s", args, r.stdout)
+			}
+		}
+		return strings.Join(s, ", "), r.code
+	}
+	f.flood("fw-a", "198.18.2.2", 0, 30)
+	for _, c := range []struct {
+		args []string
+		want string
+		code int
+	}{
+		{[]string{ordinary, "--dry-run"}, "fw-a 0/100 [], fw-b 0/40 []", 0},
+		{[]string{ordinary, "--dry-run"}, "fw-a 0/100 [], fw-b 0/40 []", 0}, // the first one deleted nothing
+		{[]string{"198.18.2.2", "-y", "--firewall", "fw-b"}, "fw-b 0/0 []", 0},
+		{[]string{"198.18.2.2", "-y", "--firewall", "fw-a", "--firewall", "fw-a"}, "fw-a 30/30 []", 0},
+		{[]string{"203.0.113.0", "-y", "--by", "dst", "--firewall", "fw-b"}, "fw-b 4/4 []", 0},
+		{[]string{"198.18.1.0/24", "--yes", "--reason", "a test"}, "fw-a 100/100 [], fw-b 36/36 []", 0},
+		{[]string{"198.18.1.0/24", "-y"}, "fw-a 0/0 [], fw-b 0/0 []", 0},
+		{[]string{"0.0.0.0/0", "-y"}, "fw-a 0/0 [{prefix-too-wide 0}], fw-b 0/0 [{prefix-too-wide 0}]", 3},
+		{[]string{"::/0", "-y", "--firewall", "fw-a"}, "fw-a 0/0 [{prefix-too-wide 0}]", 3},
+		{[]string{"127.0.0.1", "-y", "--firewall", "fw-a"}, "fw-a 0/0 [{protected 0}]", 3},
+		{[]string{"198.18.2.2", "-y", "--firewall", "fw-a", "--firewall", "nosuch"}, "fw-a 0/0 [], nosuch 0/0 []", 1},
+	} {
+		if got, code := deleted(c.args...); got != c.want || code != c.code {
+			t.Errorf("flush %q: %s, exit code %d, want %s, exit code %d", c.args, got, code, c.want, c.code)
+		}
+	}
+	r := f.run(t, "ctfleet", "flush", "0.0.0.0/0", "-y")
+	if r.code != 3 || !strings.Contains(r.stdout, "0.0.0.0/0 is wider than /24, the widest that may be flushed here") {
+		t.Errorf("flush of everything, for a person: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "flush", ordinary); r.code != 2 || !strings.Contains(r.stderr, "give --yes, or --dry-run") {
+		t.Errorf("flush without --yes and without a terminal: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "flush", ordinary, "-y", "--realm", "nosuch"); r.code != 1 || !strings.Contains(r.stderr, `no firewall of realm "nosuch" is known`) {
+		t.Errorf("flush in a realm that nobody is in: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "audit", "list", "-o", "raw", "--address", "198.18.1.0/24"); strings.Count(r.stdout, "operator: a test") < 2 {
+		t.Errorf("the reason of a flush is not in the audit:\n%s", r.stdout)
+	}
+}
+
+func (f *fleet) testFirewalls(t *testing.T) {
+	before := f.firewalls()
+	r := f.run(t, "ctfleet", "resync", "fw-a", "-o", "json")
+	if r.code != 0 || !strings.Contains(r.stdout, `"firewall":"fw-a","accepted":true`) || strings.Contains(r.stdout, "fw-b") {
+		t.Errorf("resync: %+v", r)
+	}
+	var now []events.FirewallStatus
+	until(t, "the resync", func() bool { now = f.firewalls(); return now[0].Stream.Resyncs > before[0].Stream.Resyncs })
+	if len(now) != 2 {
+		t.Fatalf("%d firewalls, want 2", len(now))
+	}
+	for i, fw := range now {
+		if fw.Firewall != []string{"fw-a", "fw-b"}[i] || fw.Realm != "default" || fw.State != events.StateFresh || fw.Lost+fw.Missing+fw.Refused != 0 ||
+			!fw.ActiveKnown || fw.Rivals || !fw.AllowFlush || fw.Table.Limit == 0 || fw.Version == "" {
+			t.Errorf("%s: %+v", fw.Firewall, fw)
+		}
+	}
+	if now[0].Labels["site"] != "lis1" {
+		t.Errorf("labels of fw-a: %v", now[0].Labels)
+	}
+	if r := f.run(t, "ctfleet", "firewalls", "inspect", "fw-a"); r.code != 0 || !strings.Contains(r.stdout, "0 in the socket, 0 in the ring, 0 at the bus") {
+		t.Errorf("firewalls inspect: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "firewalls"); r.code != 0 || strings.Count(r.stdout, "fresh") != 2 {
+		t.Errorf("firewalls for a person: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "resync", "nosuch"); r.code != 1 || !strings.Contains(r.stderr, "nosuch: its producer is not connected") {
+		t.Errorf("resync of nobody: %+v", r)
+	}
+	if r := f.run(t, "ctfleet", "firewalls", "inspect", "nosuch"); r.code != 1 || !strings.Contains(r.stderr, `no firewall "nosuch" is known`) {
+		t.Errorf("firewalls inspect of nobody: %+v", r)
+	}
+}
+
+// testDecode reads what is really on the bus.
+func (f *fleet) testDecode(t *testing.T) {
+	seen := 0
+	for _, m := range f.stored(bus.StreamEvents) {
+		r := call{stdin: m.Data}.run(t, "ctfleet", "decode")
+		b := parse[decodedBatch](t, r.stdout)
+		if r.code != 0 || len(b.Events) == 0 || b.Realm != "default" || "ct.v1.events."+b.Firewall != m.Subject {
+			t.Fatalf("batch: %+v", r)
+		}
+		for _, e := range b.Events {
+			if e.Type == "NEW" && e.Src == attacker && e.DstPort == 53 && e.Proto == 17 && strings.HasPrefix(e.Dst, "203.0.113.") {
+				seen++
+			}
+		}
+		if seen >= 300 {
+			break // a process per batch: enough is enough
+		}
+	}
+	if seen < 300 {
+		t.Errorf("%d of the attacker's flows are in the batches, want at least 300", seen)
+	}
+	alerts := f.stored(bus.StreamAlerts)
+	r := call{stdin: alerts[0].Data}.run(t, "ctfleet", "decode")
+	if a := parse[events.Alert](t, r.stdout); r.code != 0 || a.Key != attacker || a.Rule != "new-flows-by-source" {
+		t.Errorf("alert: %+v", r)
+	}
+}
+
+func (f *fleet) testHTTP(t *testing.T, api string, producer, responder *process) {
+	for path, want := range map[string]string{
+		"/api/v1/top?window=60&limit=1": `"key":"` + attacker + `","value":600`,
+		"/api/v1/firewalls":             `"firewall":"fw-b"`,
+		"/api/v1/alerts":                `"rule":"new-flows-by-source"`,
+		"/metrics":                      "\nctfleet_",
+		"/healthz":                      "ok",
+		"/readyz":                       "ready",
+		"/":                             "/api/v1/top",
+	} {
+		if code, body := get(t, api+path); code != 200 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d, without %s:\n%s", path, code, want, body)
+		}
+	}
+	for path, want := range map[string]string{
+		"/api/v1/top?window=7":  `{"error":"window 7s is not kept, these are: 10s, 60s"}`,
+		"/api/v1/top?windw=10":  `unknown parameter \"windw\"`,
+		"/api/v1/top?window=-5": `"error":"window_s: `,
+		"/api/v1/top?by=source": `\"source\" is none of`,
+	} {
+		if code, body := get(t, api+path); code != 400 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d, without %s:\n%s", path, code, want, body)
+		}
+	}
+	metrics := func(p *process) string {
+		_, body := get(t, p.says(&p.stderr, `msg=metrics url=(http://[0-9.:]+)`)+"/metrics")
+		return body
+	}
+	if body := metrics(producer); !strings.Contains(body, `ctfleet_socket_lost_events_total{firewall="fw-a"} 0`) || !strings.Contains(body, `ctfleet_flushed_entries_total{firewall="fw-a"} 430`) {
+		t.Errorf("metrics of fw-a: %s", body)
+	}
+	if body := metrics(responder); !strings.Contains(body, `ctfleet_decisions_total{outcome="commanded"} 1`) {
+		t.Errorf("metrics of the responder: %s", body)
+	}
+}
