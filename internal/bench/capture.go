@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/traffic"
+)
+
+const (
+	captureRounds = 5
+	captureFlows  = 200_000 // under the default table limit of 262,144
+	captureRate   = 40_000
+)
+
+// benchCapture compares the CPU time per event of the whole producer, from the
+// socket to the acknowledged batch, with ti-mo's Listen that only receives.
+func benchCapture(ctx context.Context) ([]figure, error) {
+	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true})
+	if err != nil {
+		return nil, err
+	}
+	defer server.Close()
+	conn, err := bus.Connect(bus.Config{Server: server, Role: "bench"})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if _, err := conn.Bootstrap(ctx, bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
+		return nil, err
+	}
+	cost := map[string][]float64{}
+	var lost, timoMissed uint64
+	for range captureRounds {
+		for _, role := range []string{roleProducer, roleTimo} {
+			before, after, err := captureOnce(ctx, role, server.URL())
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", role, err)
+			}
+			n := after.Events - before.Events
+			cost[role] = append(cost[role], float64(after.CPU-before.CPU)/float64(n)/1e3)
+			lost += after.Lost
+			if role == roleTimo {
+				timoMissed += captureFlows - n
+			}
+		}
+	}
+	ours, theirs := median(cost[roleProducer]), median(cost[roleTimo])
+	ratio := theirs / ours
+	const target = 6
+	return []figure{
+		{"CPU per event, ti-mo Listen that only receives ÷ whole producer, socket to acknowledged batch", fmt.Sprintf("≥ %d", target),
+			fmt.Sprintf("%.1f (%.2f µs ÷ %.2f µs)", ratio, theirs, ours), ratio >= target},
+		{"the producer's rounds", "", list(cost[roleProducer], "µs"), true},
+		{"ti-mo's rounds", "", list(cost[roleTimo], "µs"), true},
+		{fmt.Sprintf("events lost by the producer, of %d at %d/s", captureRounds*captureFlows, captureRate), "0", fmt.Sprint(lost), lost == 0},
+		{"events that ti-mo did not deliver, same", "", fmt.Sprint(timoMissed), true},
+	}, nil
+}
+
+// captureOnce runs one competitor against one flood in a fresh lab.
+func captureOnce(ctx context.Context, role, url string) (before, after mark, err error) {
+	l, err := lab.New(ctx, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a"}}})
+	if err != nil {
+		return before, after, err
+	}
+	defer l.Close()
+	fw := l.Firewall("fw-a")
+	c, err := start(ctx, role, fw.NS, url)
+	if err != nil {
+		return before, after, err
+	}
+	defer func() { err = errors.Join(err, c.stop()) }()
+	if before, err = c.mark(); err != nil {
+		return before, after, err
+	}
+	_, err = traffic.Flood{
+		Protocol: 17, Sources: netip.MustParsePrefix("198.18.0.0/16"), SourceCount: 10_000, Destinations: lab.ServerPrefix4, Port: 53,
+		Count: captureFlows, Rate: captureRate,
+	}.Run(ctx, fw)
+	if err != nil {
+		return before, after, err
+	}
+	// Wait until nothing more comes.
+	for last := before; ; last = after {
+		time.Sleep(500 * time.Millisecond)
+		if after, err = c.mark(); err != nil || after.Events == last.Events && after.Events > before.Events || after.Events-before.Events >= captureFlows {
+			return before, after, err
+		}
+	}
+}
