@@ -15,6 +15,7 @@ const (
 type firewall struct {
 	health  events.Health
 	seen    time.Time // local time of the last health
+	since   time.Time // local time of the first health of this boot
 	asked   time.Time // when a resync was last asked for
 	history history
 	values  map[string]float64 // of the built-in alarms, by metric
@@ -44,7 +45,8 @@ func (a *Aggregator) sight(h *events.Health, at time.Time) {
 		f = &firewall{}
 		a.fleet[h.Firewall] = f
 	}
-	if f.health.Boot != h.Boot && f.health.Boot != "" {
+	if f.health.Boot != h.Boot {
+		f.since = at
 		f.history.reset() // counters of another run begin at 0
 	}
 	f.health, f.seen = *h, at

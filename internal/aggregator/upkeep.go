@@ -8,6 +8,9 @@ import (
 )
 
 const (
+	// askGrace is how long a producer that has just come has for its first
+	// snapshot, which it sends unasked.
+	askGrace = 2 * time.Second
 	// askPause is how long a firewall has to answer a resync before it is
 	// asked again.
 	askPause = 10 * time.Second
@@ -55,7 +58,7 @@ func (a *Aggregator) needsResync(now time.Time) (name string, flows uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for n, f := range a.fleet {
-		if f.state(now) != events.StateFresh || f.health.Stream.Resyncing || now.Sub(f.asked) < askPause {
+		if f.state(now) != events.StateFresh || f.health.Stream.Resyncing || now.Sub(f.since) < askGrace || now.Sub(f.asked) < askPause {
 			continue
 		}
 		acc, ok := a.counter.Account(n)

@@ -43,6 +43,9 @@ func TestParseNamesWhatAndWhere(t *testing.T) {
 		}
 	}
 	f("")
+	f("# nothing but a comment\n")
+	f("---\n")
+	f("---\nmax_firing: 3\n...\n")
 	f("max_firing: 3\nrules:\n  - name: a\n    seconds: 10\n    for: 5s\n")
 	f("max_firing: 3\nrules:\n  - name: a\n    secnds: 10\n", "rules.yaml:4:5", `unknown key "secnds"`, `did you mean "seconds"?`)
 	f("rules:\n  - name: a\n    seconds: soon\n", "rules.yaml:3:14")
@@ -50,6 +53,28 @@ func TestParseNamesWhatAndWhere(t *testing.T) {
 	f("zzzzzzzzzzzz: 1\n", "rules.yaml:1:1", "valid are", "max_firing")
 	f("rules: [\n", "rules.yaml:1")
 	f("max_firing: 1\n---\nmax_firing: 2\n", "second")
+}
+
+// TestEmptyKeepsDefaults: what a file does not say stays as it was.
+func TestEmptyKeepsDefaults(t *testing.T) {
+	for _, doc := range []string{"", "\n", "# comment\n", "---\n"} {
+		v := sample{MaxFiring: 7}
+		if err := Parse("rules.yaml", []byte(doc), &v); err != nil || v.MaxFiring != 7 {
+			t.Errorf("%q: %+v, %v", doc, v, err)
+		}
+	}
+}
+
+// FuzzParse feeds any text; nothing may panic. The library does on
+// "rules:\n  ! #0000".
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("max_firing: 3\nrules:\n  - name: a\n    seconds: 10\n"))
+	f.Add([]byte("rules:\n  ! #0000"))
+	f.Add([]byte("a: &a [*a]\n---\nb"))
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		var v sample
+		_ = Parse("fuzz.yaml", data, &v) // an error is an answer
+	})
 }
 
 func TestFlagsFileEnvironmentOrder(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"reflect"
 	"regexp"
@@ -12,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 )
 
 // Validator is implemented by file contents that check more than types.
@@ -27,16 +28,30 @@ func ReadFile(path string, v any) error {
 	return Parse(path, data, v)
 }
 
-// Parse is [ReadFile] for bytes already read; name stands for the path. An
-// empty document leaves v as it is.
-func Parse(name string, data []byte, v any) error {
-	dec := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
-	if err := dec.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+// Parse is [ReadFile] for bytes already read; name stands for the path. A
+// document without content leaves v as it is.
+func Parse(name string, data []byte, v any) (err error) {
+	// The YAML library panics on some malformed documents.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: this is not YAML that can be read: %v", name, p)
+		}
+	}()
+	file, err := parser.ParseBytes(data, 0)
+	if err != nil {
 		return explain(name, err, v)
 	}
-	var more any
-	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: one YAML document is expected, a second one follows", name)
+	docs := slices.DeleteFunc(file.Docs, func(d *ast.DocumentNode) bool {
+		return d == nil || d.Body == nil || d.Body.Type() == ast.CommentType || d.Body.Type() == ast.NullType
+	})
+	switch len(docs) {
+	case 0:
+	case 1:
+		if err := yaml.NewDecoder(bytes.NewReader(nil), yaml.Strict()).DecodeFromNode(docs[0].Body, v); err != nil {
+			return explain(name, err, v)
+		}
+	default:
+		return fmt.Errorf("%s:%d: one YAML document is expected, a second one follows", name, docs[1].Body.GetToken().Position.Line)
 	}
 	if val, ok := v.(Validator); ok {
 		if err := val.Validate(); err != nil {

@@ -19,10 +19,10 @@ const idleWait = 100 * time.Millisecond
 // capture moves events from the kernel into the ring until ctx ends.
 func (p *Producer) capture(ctx context.Context) error {
 	var (
-		w        events.BatchWriter
-		header   = events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}
-		deadline int64 // when the open batch must go, monotonic ns
-		failed   error
+		w      events.BatchWriter
+		header = events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}
+		looked int64 // when the socket was last seen empty: an open batch has waited since then at most
+		failed error
 	)
 	flush := func() {
 		if w.Len() == 0 {
@@ -48,12 +48,8 @@ func (p *Producer) capture(ctx context.Context) error {
 			flush() // a batch belongs to one epoch
 			header.Epoch = epoch
 		}
-		if w.Len() == 0 {
-			deadline = e.Time + p.linger.Load()
-		}
 		if err := w.Append(e); errors.Is(err, events.ErrBatchFull) {
 			flush()
-			deadline = e.Time + p.linger.Load()
 			err = w.Append(e)
 			failed = errors.Join(failed, err)
 		}
@@ -62,9 +58,13 @@ func (p *Producer) capture(ctx context.Context) error {
 		}
 	}
 	for ctx.Err() == nil {
+		// Under load the reader naps within wait, and the nap is the linger: an
+		// event that came when it began has waited long enough when it ends.
 		wait := idleWait
 		if w.Len() > 0 {
-			wait = time.Duration(max(deadline-conntrack.Monotonic(), 0))
+			wait = time.Duration(max(looked+p.linger.Load()-conntrack.Monotonic(), 0))
+		} else {
+			looked = conntrack.Monotonic()
 		}
 		n, err := p.reader.Receive(wait, add)
 		p.account.Read.Add(uint64(n))
@@ -75,7 +75,7 @@ func (p *Producer) capture(ctx context.Context) error {
 			return failed
 		}
 		p.countDrops()
-		if w.Len() > 0 && conntrack.Monotonic() >= deadline {
+		if w.Len() > 0 && conntrack.Monotonic() >= looked+p.linger.Load() {
 			flush()
 		}
 	}

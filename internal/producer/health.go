@@ -50,7 +50,7 @@ func (p *Producer) health(stopping bool) *events.Health {
 	h := &events.Health{
 		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot.String(), Labels: p.opt.Label,
 		Version: daemon.ProgramVersion(), Config: p.opt.digest(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
-		Stopping: stopping, AllowFlush: p.opt.AllowFlush, Stream: p.stream(),
+		Stopping: stopping, AllowFlush: p.opt.AllowFlush, Stream: p.Stream(),
 	}
 	if list := p.problems.Load(); list != nil {
 		h.Problems = *list
@@ -85,8 +85,8 @@ func (p *Producer) health(stopping bool) *events.Health {
 	return h
 }
 
-// stream accounts for every event so far.
-func (p *Producer) stream() events.StreamHealth {
+// Stream accounts for every event so far.
+func (p *Producer) Stream() events.StreamHealth {
 	a := &p.account
 	ring, limit, oldest := p.ring.Usage()
 	granted, _ := p.reader.Buffer()

@@ -24,7 +24,7 @@ func (m *metrics) register(reg *prometheus.Registry, p *Producer) {
 	m.all = []prometheus.Collector{m.refused, m.refusals, m.flushed}
 	add := func(name, help string, typ prometheus.ValueType, get func(*events.StreamHealth) uint64) {
 		opts := prometheus.Opts{Name: name, Help: help, ConstLabels: labels}
-		f := func() float64 { s := p.stream(); return float64(get(&s)) }
+		f := func() float64 { s := p.Stream(); return float64(get(&s)) }
 		if typ == prometheus.CounterValue {
 			m.all = append(m.all, prometheus.NewCounterFunc(prometheus.CounterOpts(opts), f))
 		} else {

@@ -281,10 +281,11 @@ func (r *rig) restart(pause time.Duration) {
 // TestFlushLosesNoEvent deletes far more entries than the socket's buffer
 // holds.
 func TestFlushLosesNoEvent(t *testing.T) {
-	r := newRig(t, Options{AllowFlush: true, BufferBytes: 212992})
+	const buffer = 1 << 20 // 1,638 events
+	r := newRig(t, Options{AllowFlush: true, BufferBytes: buffer})
 	const n = 30_000
 	f := udp4("198.18.0.1/32", 0, n)
-	f.Rate = 15_000
+	f.Rate = 10_000
 	r.flood(f)
 	r.until("all flows", func() bool { return r.new == n })
 	rec := r.flush(events.Command{ID: "big", Addresses: []string{"198.18.0.1"}})
@@ -295,7 +296,7 @@ func TestFlushLosesNoEvent(t *testing.T) {
 	if lost := r.p.account.Lost(); lost != 0 {
 		t.Errorf("lost %d events", lost)
 	}
-	t.Logf("deleted %d entries in %.0f ms through a buffer of %d bytes", rec.Deleted, rec.DurationMS, 212992)
+	t.Logf("deleted %d entries in %.0f ms through a buffer of %d bytes", rec.Deleted, rec.DurationMS, buffer)
 }
 
 func TestFlushIsGuarded(t *testing.T) {

@@ -105,10 +105,11 @@ func (p *Producer) snapshot(ctx context.Context) (rows int, err error) {
 	p.epoch++
 	epoch := p.epoch
 	p.live.Begin()
+	before := p.ring.Last()
 	p.mu.Unlock()
 
 	s := &snapshotWriter{p: p, header: events.Header{
-		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: epoch, Phase: events.SnapshotPart | events.SnapshotBegin,
+		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: epoch, Phase: events.SnapshotPart | events.SnapshotBegin, After: before,
 	}}
 	err = conn.Dump(ctx, func(e *events.Event) error {
 		p.mu.Lock()
@@ -155,7 +156,9 @@ func (s *snapshotWriter) add(ctx context.Context, e *events.Event) error {
 }
 
 func (s *snapshotWriter) send(ctx context.Context) error {
-	s.header.After = s.p.ring.Last()
+	if s.header.Phase&events.SnapshotBegin == 0 || s.header.Phase&events.SnapshotEnd != 0 {
+		s.header.After = s.p.ring.Last() // the first one says what came before the epoch
+	}
 	n := s.w.Len()
 	data, err := s.w.Encode(&s.header)
 	if err != nil {

@@ -27,7 +27,7 @@ func (p *Producer) serve() (stop func(), err error) {
 		Name:        ServiceName,
 		Description: "ctfleet producer: one firewall's connection table",
 		Metadata:    map[string]string{"firewall": p.opt.Name, "realm": p.opt.Realm, "version": daemon.ProgramVersion(), "site": p.opt.Label["site"]},
-		Stats:       func() any { return p.stream() },
+		Stats:       func() any { return p.Stream() },
 		Endpoints: []bus.Endpoint{
 			{Name: events.VerbFlush, Subject: subject(events.VerbFlush), Handle: p.handleFlush},
 			{Name: events.VerbResync, Subject: subject(events.VerbResync), Handle: p.handleResync},
