@@ -79,7 +79,8 @@ var theirs = listener{"ti-mo", func(b *testing.B, fw *lab.Firewall, read <-chan 
 			select {
 			case <-ch:
 				n.Add(1)
-			case <-failed: // by Close
+			case err := <-failed: // by Close; a listener that failed before is found out by what it did not receive
+				_ = err
 			case <-closed:
 				return
 			}

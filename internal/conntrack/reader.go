@@ -157,7 +157,7 @@ func (r *Reader) Receive(wait time.Duration, fn func(*events.Event)) (int, error
 }
 
 func (r *Reader) waitError(err error) error {
-	if err == ErrClosed {
+	if errors.Is(err, ErrClosed) {
 		return err
 	}
 	return fmt.Errorf("wait for events: %w", err)
