@@ -175,13 +175,9 @@ func (cfg *Config) authOptions() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// Close drains: what was received is handled, what was published is sent.
+// Close closes the connection when the server has what was published.
 func (c *Conn) Close() {
-	if c.NC.IsConnected() {
-		if err := c.NC.FlushTimeout(time.Second); err != nil {
-			c.log.Debug("flush at close", "error", err)
-		}
-	}
+	c.settle()
 	c.NC.Close()
 }
 

@@ -236,7 +236,7 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 	if err != nil {
 		return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
 	}
-	defer it.Stop()
+	defer c.giveBack(it)
 	for {
 		m, err := it.Next(jetstream.NextContext(ctx))
 		if errors.Is(err, jetstream.ErrNoHeartbeat) {
@@ -259,6 +259,34 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 		if err := m.Ack(); err != nil {
 			c.log.Debug("ack", "error", err)
 		}
+	}
+}
+
+// giveBack stops a worker's iterator and returns what it had fetched ahead:
+// another worker, or the next run of this one, gets it now and not only when
+// AckWait is over.
+func (c *Conn) giveBack(it jetstream.MessagesContext) {
+	it.Drain()
+	for {
+		m, err := it.Next()
+		if err != nil {
+			break // ErrMsgIteratorClosed: that was all
+		}
+		if err := m.Nak(); err != nil {
+			c.log.Debug("nak", "error", err)
+		}
+	}
+	c.settle()
+}
+
+// settle waits until the server has taken what we sent so far, a subscription
+// or the end of one, say. Without a connection there is nothing to wait for.
+func (c *Conn) settle() {
+	if !c.NC.IsConnected() {
+		return
+	}
+	if err := c.NC.FlushTimeout(time.Second); err != nil {
+		c.log.Debug("flush", "error", err)
 	}
 }
 
@@ -295,6 +323,7 @@ func (c *Conn) Subscribe(subject string, fn func(subject string, data []byte)) (
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
+	c.settle()
 	return func() {
 		if err := sub.Unsubscribe(); err != nil {
 			c.log.Debug("unsubscribe", "subject", subject, "error", err)

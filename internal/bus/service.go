@@ -65,6 +65,7 @@ func (c *Conn) Serve(s Service) (stop func(), err error) {
 			return nil, errors.Join(fmt.Errorf("service %s: endpoint %s: %w", s.Name, e.Name, err), svc.Stop())
 		}
 	}
+	c.settle()
 	return func() {
 		if err := svc.Stop(); err != nil {
 			c.log.Debug("stop service", "service", s.Name, "error", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -96,7 +97,7 @@ func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, 
 			} else {
 				want.PersistMode = before.PersistMode
 			}
-			if _, err = c.JS.UpdateStream(ctx, want); err == nil && (before.MaxAge != want.MaxAge || before.MaxBytes != want.MaxBytes) {
+			if s, err = c.JS.UpdateStream(ctx, want); err == nil && !reflect.DeepEqual(before, s.CachedInfo().Config) {
 				made = append(made, want.Name)
 			}
 		}
