@@ -1,0 +1,56 @@
+package producer
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/ti-mo/conntrack"
+
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/traffic"
+)
+
+// TestExpiredEntriesAreNotActive: entries that have expired stay in the
+// kernel's count until its garbage collector comes, half a minute late, but a
+// snapshot leaves them out and their late DESTROY takes nothing away.
+func TestExpiredEntriesAreNotActive(t *testing.T) {
+	r := newRig(t, Options{})
+	if err := r.fw.SetSysctl("net.netfilter.nf_conntrack_udp_timeout", "1"); err != nil {
+		t.Fatal(err)
+	}
+	const n = 2000
+	r.flood(udp4("198.18.0.1/32", 0, n))
+	r.until("all flows", func() bool { return r.new == n })
+	// These live on: TCP has a timeout of its own.
+	r.flood(traffic.Flood{Protocol: 6, Sources: netip.MustParsePrefix("198.18.0.2/32"), Destinations: lab.ServerPrefix4, Port: 443, Count: 100})
+	time.Sleep(1500 * time.Millisecond)
+	count, err := r.fw.Entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.p.requestResync("test")
+	r.until("the next epoch to hold what has not expired", func() bool { return r.complete[3] && r.active[3] == 100 })
+	t.Logf("the kernel counted %d entries when %d had not expired", count, 100)
+	r.until("no flow to be counted twice", func() bool { return r.new == n+100 })
+}
+
+// TestInsertedByAnotherProgram: an entry that a program makes (conntrackd on a
+// fail-over) is there, but it is no new connection.
+func TestInsertedByAnotherProgram(t *testing.T) {
+	r := newRig(t, Options{})
+	err := r.fw.NS.Do(func() error {
+		c, err := conntrack.Dial(nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		f := conntrack.NewFlow(17, conntrack.StatusConfirmed, netip.MustParseAddr("198.18.0.5"), netip.MustParseAddr("203.0.113.5"), 1000, 53, 300, 0)
+		return c.Create(f)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.flood(udp4("198.18.0.1/32", 0, 10))
+	r.until("both kinds", func() bool { return r.new == 10 && r.active[2] == 11 })
+}
