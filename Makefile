@@ -31,8 +31,8 @@ fuzz: ## fuzz each decoder for FUZZTIME (20s)
 		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" || exit 1; \
 	done
 
-bench: ## run the benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem $$(grep -rlE --include='*_test.go' '^func Benchmark' cmd internal pkg | sed 's|[^/]*$$||; s|^|./|' | sort -u)
+bench: ## take the figures of docs/performance.md, as ratios within one run (root)
+	$(GO) run ./internal/bench
 
 lint: ## check style, errors and the direction of imports
 	@$(LINT) version 2>/dev/null | grep -qw '$(LINT_VERSION:v%=%)' || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

@@ -7,6 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+[ "$(id -u)" = 0 ] || { echo 'smoke: root is needed'; exit 1; }
+for tool in go dockerd docker docker-compose ip nft nsenter python3 busybox; do
+  command -v "$tool" >/dev/null || { echo "smoke: $tool is needed (Debian: docker.io docker-compose iproute2 nftables util-linux busybox-static)"; exit 1; }
+done
+
 flows=1000
 source=198.18.0.7 destination=198.18.0.8
 
