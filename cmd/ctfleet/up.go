@@ -75,6 +75,16 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	}
 	reg := prometheus.NewRegistry()
 	inside := bus.Config{Server: server}
+	// All roles find the streams, whichever starts first.
+	setup, err := bus.Connect(bus.Config{Server: server, Role: "up", Log: log})
+	if err != nil {
+		return err
+	}
+	_, err = setup.Bootstrap(ctx, upLimits, false)
+	setup.Close()
+	if err != nil {
+		return err
+	}
 	p, err := producer.New(c.Options, producer.Dependencies{Bus: inside, Log: log, Registry: reg})
 	if err != nil {
 		return err

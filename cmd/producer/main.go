@@ -25,8 +25,7 @@ func main() {
 	var f flags
 	daemon.Parse("producer", "Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing unless --allow-flush is given and a command asks for it.", &f)
 	if f.Daemon.Check {
-		fmt.Printf("NATS %s\n", f.Servers())
-		if err := producer.Check(os.Stdout, f.Options); err != nil {
+		if err := producer.Check(os.Stdout, f.Options, f.Flags); err != nil {
 			fmt.Fprintln(os.Stderr, "producer:", err)
 			os.Exit(1)
 		}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -39,9 +40,9 @@ const (
 
 // File is the policy file.
 type File struct {
-	Mode      string         `yaml:"mode"`
-	Policies  []Policy       `yaml:"policies"`
-	Allowlist []netip.Prefix `yaml:"allowlist"`
+	Mode      string        `yaml:"mode"`
+	Policies  []Policy      `yaml:"policies"`
+	Allowlist rule.Prefixes `yaml:"allowlist"` // addresses and prefixes
 	// CoolDown is how long an address is left alone after an action: a flush
 	// makes established flows come back as new ones, which must not trigger
 	// the next flush.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/host"
 )
@@ -44,7 +45,7 @@ func gather(opt Options, ns *host.Namespace, granted, wanted int) host.Facts {
 var ErrCheck = errors.New("the preflight found something that keeps the producer from working")
 
 // Check prints what would be used and what is missing on this host.
-func Check(w io.Writer, opt Options) error {
+func Check(w io.Writer, opt Options, nats bus.Flags) error {
 	if err := opt.Validate(); err != nil {
 		return err
 	}
@@ -66,8 +67,8 @@ func Check(w io.Writer, opt Options) error {
 	if facts.TableError == nil {
 		facts.TableError = err
 	}
-	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trust %s\n",
-		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, opt.Trust)
+	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trust %s, NATS %s\n",
+		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, opt.Trust, nats.Servers())
 	if id, err := host.Identify(ns); err == nil {
 		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers)
 	}

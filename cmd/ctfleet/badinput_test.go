@@ -1,0 +1,432 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
+	"github.com/ctfleet/ctfleet/internal/traffic"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// ruleOf is a rules file of one good rule and one more line.
+func ruleOf(line string) string {
+	return "rules:\n  - name: a\n    track: by_src\n    metric: new\n    count: 5\n    seconds: 10\n    " + line + "\n"
+}
+
+// TestRefused gives each program what it must refuse: one line says what and
+// where, and the exit code tells usage (2) from failure (1).
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	twice := ruleOf("severity: info") + "  - name: a\n    track: by_dst\n    metric: new\n    count: 5\n    seconds: 10\n"
+	negative := strings.Replace(ruleOf(""), "seconds: 10", "seconds: -10", 1)
+	for _, c := range []struct {
+		name    string
+		file    string // content of the file called FILE in args
+		command string
+		code    int
+		want    string // the line on standard error, FILE standing for the path
+	}{
+		{"config key", "name: fw-a\nlingr: 5ms\n", "producer --config FILE", 2, `producer: FILE:2: unknown key "lingr", did you mean "linger"?`},
+		{"config value", "name: fw-a\nlinger: soon\n", "producer --config FILE", 2, `producer: FILE:2: --linger: expected duration but got "soon": time: invalid duration "soon"`},
+		{"config name", "name: fw.a\n", "producer --config FILE", 2, `producer: FILE:1: --name: firewall name "fw.a": '.' at position 3 is not allowed (a-z, 0-9, and after the first character - and _)`},
+		{"config of a command", "window: 7x\n", "ctfleet top --config FILE", 2, `ctfleet: --window: "7x" is no window that is kept, these are: 10s, 60s, and those of the rules`},
+		{"config key of no command", "windw: 10s\n", "ctfleet top --config FILE", 2, `ctfleet: FILE:1: unknown key "windw", did you mean "window"?`},
+		{"config missing", "", "producer --config /nosuch.yaml", 2, `producer: open /nosuch.yaml: no such file or directory`},
+
+		{"rule key", ruleOf("secnds: 10"), "aggregator --rules FILE", 2, `aggregator: FILE:7:5: unknown key "secnds", did you mean "seconds"?`},
+		{"rule key, checked", ruleOf("secnds: 10"), "ctfleet rules check FILE", 1, `ctfleet: FILE:7:5: unknown key "secnds", did you mean "seconds"?`},
+		{"rule key, --check", ruleOf("secnds: 10"), "aggregator --check --rules FILE", 1, `aggregator: FILE:7:5: unknown key "secnds", did you mean "seconds"?`},
+		{"rule key, up", ruleOf("secnds: 10"), "ctfleet up --rules FILE", 2, `ctfleet: FILE:7:5: unknown key "secnds", did you mean "seconds"?`},
+		{"negative window", negative, "ctfleet rules check FILE", 1, `ctfleet: FILE:6:14: rule a: seconds: must be 1 to 3600, not -10`},
+		{"two rules of one name", twice, "ctfleet rules check FILE", 1, `ctfleet: FILE:8:11: rule a: name: two rules have this name`},
+		{"except", ruleOf("except: [198.51.100.0/33]"), "ctfleet rules check FILE", 1, `ctfleet: FILE:7:14: "198.51.100.0/33" is not a network such as 198.51.100.0/24`},
+		{"except with host bits", ruleOf("except: 198.51.100.7/24"), "ctfleet rules check FILE", 1, `ctfleet: FILE:7:13: 198.51.100.7/24 has bits beyond its length, did you mean 198.51.100.0/24?`},
+		{"rules missing", "", "ctfleet rules check /nosuch.yaml", 2, `ctfleet: <file>: stat /nosuch.yaml: no such file or directory`},
+
+		{"policy key", "mode: enforce\npolcies: []\n", "responder --policy FILE", 2, `responder: FILE:2:1: unknown key "polcies", did you mean "policies"?`},
+		{"policy mode", "mode: enforced\n", "responder --policy FILE", 2, `responder: FILE: mode: "enforced" is neither "observe" nor "enforce"`},
+		{"policy mode, --check", "mode: enforced\n", "responder --check --policy FILE", 1, `responder: FILE: mode: "enforced" is neither "observe" nor "enforce"`},
+		{"allowlist", "allowlist:\n  - 10.0.0.0/99\n", "responder --policy FILE", 2, `responder: FILE:2:5: "10.0.0.0/99" is not a network such as 198.51.100.0/24`},
+		{"two policies for one rule", "policies:\n  - rule: a\n  - rule: a\n", "responder --policy FILE", 2, `responder: FILE: policies[1]: rule a has a policy already`},
+
+		{"name with a dot", "", "producer --name fw.a", 2, `producer: --name: firewall name "fw.a": '.' at position 3 is not allowed (a-z, 0-9, and after the first character - and _)`},
+		{"reserved name", "", "producer --name fleet", 2, `producer: --name: firewall name "fleet" is reserved`},
+		{"protect", "", "producer --protect 10.0.0.0/99", 2, `producer: --protect: "10.0.0.0/99" is neither an address nor a prefix`},
+		{"protect with host bits", "", "producer --protect 10.0.0.1/8", 2, `producer: --protect: "10.0.0.1/8" has bits beyond its length, 10.0.0.0/8 is meant?`},
+		{"netns", "", "producer --netns ctfleet-nosuch --check", 1, "producer: --netns: open network namespace \"ctfleet-nosuch\": open /run/netns/ctfleet-nosuch: no such file or directory; " +
+			"`ip netns list` shows the names there are, `ip netns add ctfleet-nosuch` makes one; a path such as /proc/PID/ns/net works too"},
+		{"linger", "", "producer --linger 0s", 2, `producer: --linger: 0s is not within 1ms to 2000ms`},
+		{"flag", "", "producer --nmae fw-a", 2, `producer: unknown flag --nmae, did you mean "--name"?`},
+
+		{"command", "", "ctfleet flsh", 2, `ctfleet: unexpected argument flsh, did you mean "flush"?`},
+		{"no command", "", "ctfleet", 2, `ctfleet: expected one of "demo", "up", "top", "firewalls", "alerts", ...`},
+		{"window", "", "ctfleet top --window soon", 2, `ctfleet: --window: "soon" is no window that is kept, these are: 10s, 60s, and those of the rules`},
+		{"empty window", "", "ctfleet top --window=", 2, `ctfleet: --window: "" is no window that is kept, these are: 10s, 60s, and those of the rules`},
+		{"window below zero", "", "ctfleet top --window=-10s", 2, `ctfleet: --window: "-10s" is no window that is kept, these are: 10s, 60s, and those of the rules`},
+		{"metric", "", "ctfleet top --metric newest", 2, `ctfleet: --metric must be one of "new","active","unreplied" but got "newest"`},
+		{"flush of no address", "", "ctfleet flush everybody -y", 2, `ctfleet: "everybody" is neither an address nor a prefix`},
+		{"flush with host bits", "", "ctfleet flush 198.18.0.1/24 -y", 2, `ctfleet: "198.18.0.1/24" has bits beyond its length, 198.18.0.0/24 is meant?`},
+		{"flush on a bad name", "", "ctfleet flush 198.18.0.1 -y --firewall FW", 2, `ctfleet: firewall name "FW": 'F' at position 1 is not allowed (a-z, 0-9, and after the first character - and _)`},
+		{"events age", "", "ctfleet bootstrap --events-age 1m", 2, `ctfleet: --events-age: 1m0s is less than 15m`},
+		{"audit address", "", "ctfleet audit list --address x", 2, `ctfleet: --address: "x" is neither an address nor a prefix`},
+		{"duration", "", "ctfleet demo --duration=-1s", 2, `ctfleet: --duration: must not be negative, is -1s`},
+		{"listen", "", "ctfleet demo --listen nosuchport", 1, `ctfleet: listen on nosuchport: listen tcp: address nosuchport: missing port in address`},
+		{"nats", "", "ctfleet top --nats-url nats://user:secret@127.0.0.1:1", 1, `ctfleet: connect to NATS at nats://127.0.0.1:1: nats: no servers available for connection`},
+		{"nats, no file", "", "ctfleet top --nats-creds /nosuch.creds", 1, `ctfleet: --nats-creds: stat /nosuch.creds: no such file or directory`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			path := file(t, "file.yaml", c.file)
+			words := strings.Fields(strings.ReplaceAll(c.command, "FILE", path))
+			r := call{}.run(t, words[0], words[1:]...)
+			got := strings.ReplaceAll(r.stderr, path, "FILE")
+			// What was mistyped on the command line is followed by where to look.
+			line, rest, _ := strings.Cut(got, "\n")
+			hint := fmt.Sprintf("Run '%s --help' for the flags.\n", words[0])
+			if line != c.want || rest != "" && rest != hint || r.code != c.code || r.stdout != "" {
+				t.Errorf("exit code %d, want %d; printed %q;\ngot  %s\nwant %s", r.code, c.code, r.stdout, got, c.want)
+			}
+		})
+	}
+}
+
+// TestSecretsAreNotShown: the user part of a URL is for the server only.
+func TestSecretsAreNotShown(t *testing.T) {
+	t.Parallel()
+	secret := call{env: []string{"NATS_URL=nats://user:secret@127.0.0.1:1"}}
+	for _, args := range []string{"ctfleet top", "ctfleet top --help", "producer --help", "aggregator --check", "responder --check", "ctfleet bootstrap --wait 1s"} {
+		words := strings.Fields(args)
+		if r := secret.run(t, words[0], words[1:]...); strings.Contains(r.stdout+r.stderr, "secret") {
+			t.Errorf("%s shows the password:\n%s%s", args, r.stdout, r.stderr)
+		}
+	}
+}
+
+// requireRoot skips, or fails, as labtest does.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	labtest.Require(t)
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
+		t.Fatal("CTFLEET_REQUIRE_KERNEL=1, and this test needs to be root of the host")
+	}
+	t.Skip("needs root")
+}
+
+// TestWithoutPermission runs the producer as a user who may not.
+func TestWithoutPermission(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	weak := call{as: nobody, dir: "/"}
+	r := weak.run(t, "producer", "--name", "fw-a", "--metrics-listen", "none")
+	if r.code != 1 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "CAP_NET_ADMIN") || !strings.Contains(r.stderr, "watch the connection table") {
+		t.Errorf("producer as nobody: %+v", r)
+	}
+	r = weak.run(t, "producer", "--name", "fw-a", "--check")
+	if r.code != 1 || !strings.Contains(r.stdout, "FATAL") || !strings.Contains(r.stdout, "CAP_NET_ADMIN") {
+		t.Errorf("producer --check as nobody: %+v", r)
+	}
+	r = weak.run(t, "ctfleet", "up", "--name", "fw-a", "--dir", "/nosuch", "--nats-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0")
+	if r.code != 1 || !strings.Contains(r.stderr, "/nosuch") {
+		t.Errorf("up as nobody, in a folder that cannot be made: %+v", r)
+	}
+}
+
+// TestWithoutTracking watches a namespace with a name, as `ip netns add` makes
+// it, in which nothing asks for connection tracking.
+func TestWithoutTracking(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip(8)")
+	}
+	name := fmt.Sprintf("ctfleet-e2e-%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Skipf("cannot make a namespace with a name here: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
+			t.Errorf("delete namespace %s: %v: %s", name, err, out)
+		}
+	})
+	check := func() result { return call{}.run(t, "producer", "--name", "fw-a", "--netns", name, "--check") }
+	rule := []string{
+		"add table inet filter", "add chain inet filter forward { type filter hook forward priority 0; }", "add rule inet filter forward ct state new counter",
+	}
+	r := check()
+	if r.code != 0 || !strings.Contains(r.stdout, "note   Nothing in this network namespace asks for connection tracking") || !strings.Contains(r.stdout, "nft add rule inet filter forward ct state new counter") {
+		t.Errorf("producer --check where nothing is tracked: %+v", r)
+	}
+	// The remedy is one that works.
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs nft(8) to follow the advice")
+	}
+	for _, line := range rule {
+		if out, err := exec.Command("ip", "netns", "exec", name, "nft", line).CombinedOutput(); err != nil {
+			t.Fatalf("nft %s: %v: %s", line, err, out)
+		}
+	}
+	if r := check(); r.code != 0 || strings.Contains(r.stdout, "asks for connection tracking") || !strings.HasSuffix(r.stdout, "\nok\n") {
+		t.Errorf("producer --check after its advice was followed: %+v", r)
+	}
+}
+
+// TestChecks runs --check of the daemons where nothing is wrong.
+func TestChecks(t *testing.T) {
+	t.Parallel()
+	ns := labtest.New(t, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a"}}}).Firewall("fw-a").NS
+	for _, c := range []struct{ program, args, want string }{
+		{"producer", "--name fw-a --protect 192.0.2.1 --protect 2001:db8::/32 --netns " + ns.Path(), "protect [192.0.2.1/32 2001:db8::/32]"},
+		{"aggregator", "--rules " + file(t, "rules.yaml", fleetRules), "1 rules, at most 100 alerts at a time"},
+		{"responder", "--policy " + file(t, "policy.yaml", fleetPolicy), "mode enforce, 1 policies, 1 allowlisted prefixes"},
+	} {
+		r := call{}.run(t, c.program, append(strings.Fields(c.args), "--check")...)
+		if r.code != 0 || r.stderr != "" || !strings.Contains(r.stdout, c.want) || !strings.HasSuffix(r.stdout, "\nok\n") {
+			t.Errorf("%s --check: %+v", c.program, r)
+		}
+	}
+}
+
+// TestNATSComesLate: a producer keeps what it reads while the bus is away, says
+// so, and delivers it when the bus comes; what its ring cannot hold is counted.
+func TestNATSComesLate(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a", "fw-b")
+	if r := f.run(t, "ctfleet", "bootstrap"); r.code != 0 {
+		t.Fatalf("bootstrap: %+v", r)
+	}
+	f.server.Stop()
+	start := func(name string, ring int) *process {
+		p := f.start(t, "producer", "--name", name, "--netns", f.lab.Firewall(name).NS.Path(), "--ring-bytes", fmt.Sprint(ring))
+		p.says(&p.stderr, `level=WARN msg="(NATS is unreachable, retrying)"`)
+		return p
+	}
+	pa, pb := start("fw-a", 64<<20), start("fw-b", 1<<20)
+	url := pa.says(&pa.stderr, `msg=metrics url=(http://[0-9.:]+)`)
+	if code, body := get(t, url+"/readyz"); code != 503 || !strings.Contains(body, "not ready: no connection to NATS") {
+		t.Errorf("readyz without NATS: %d %s", code, body)
+	}
+	const kept, tooMany = 3000, 60_000
+	f.flood("fw-a", ordinary, 0, kept)
+	rep, err := traffic.Flood{
+		Protocol: 17, Sources: netip.MustParsePrefix(ordinary + "/32"), Destinations: lab.ServerPrefix4, DestinationCount: 2, Port: 53, Count: tooMany, Rate: 30_000,
+	}.Run(t.Context(), f.lab.Firewall("fw-b"))
+	if err != nil || rep.Sent != tooMany {
+		t.Fatalf("flood: %+v, %v", rep, err)
+	}
+	read := func(p *process, n int) {
+		t.Helper()
+		url := p.says(&p.stderr, `msg=metrics url=(http://[0-9.:]+)`)
+		p.until(fmt.Sprintf("%d events to be read", n), func() bool {
+			_, body := get(t, url+"/metrics")
+			total := 0
+			for line := range strings.Lines(body) {
+				for _, name := range []string{"ctfleet_events_total{", "ctfleet_socket_lost_events_total{"} {
+					var v float64
+					if _, rest, found := strings.Cut(line, "} "); found && strings.HasPrefix(line, name) {
+						if _, err := fmt.Sscan(rest, &v); err == nil {
+							total += int(v)
+						}
+					}
+				}
+			}
+			return total >= n
+		})
+	}
+	read(pa, kept)
+	read(pb, tooMany-rep.Lost)
+	if err := f.server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*process{pa, pb} {
+		p.says(&p.stderr, `msg="(connected to NATS)`)
+	}
+	f.aggregator()
+	value := func(fw string) uint64 {
+		rows := f.top("--window", "60s", "--firewall", fw).Rows
+		if len(rows) != 1 {
+			return 0
+		}
+		return rows[0].Value
+	}
+	until(t, "fw-a's flows", func() bool { return value("fw-a") == kept })
+	var counted, lost uint64
+	until(t, "fw-b's flows, counted or lost", func() bool {
+		counted = value("fw-b")
+		for _, fw := range f.firewalls() {
+			if fw.Firewall == "fw-b" {
+				lost = fw.Lost
+			}
+			if fw.Firewall == "fw-a" && fw.Lost+fw.Missing != 0 {
+				t.Fatalf("fw-a lost %d, missing %d, want none", fw.Lost, fw.Missing)
+			}
+		}
+		return counted+lost == uint64(tooMany-rep.Lost)
+	})
+	if lost == 0 || counted < 20_000 {
+		t.Errorf("of %d events %d were counted and %d lost, want the 1 MiB that the ring holds, and no more", tooMany, counted, lost)
+	}
+	pa.stop()
+	pb.stop()
+}
+
+// TestStopWithoutNATS: no daemon hangs on a bus that never came.
+func TestStopWithoutNATS(t *testing.T) {
+	t.Parallel()
+	ns := labtest.New(t, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a"}}}).Firewall("fw-a").NS
+	c := call{env: []string{"NATS_URL=nats://127.0.0.1:1"}}
+	daemons := []*process{
+		c.start(t, "producer", "--name", "fw-a", "--netns", ns.Path()),
+		c.start(t, "aggregator", "--listen", "127.0.0.1:0"),
+		c.start(t, "responder"),
+	}
+	for _, p := range daemons {
+		p.says(&p.stderr, `level=WARN msg="(NATS is unreachable, retrying)" .*server=.*127\.0\.0\.1:1`)
+	}
+	for _, p := range daemons {
+		p.stop()
+	}
+}
+
+// TestRivalsAndForeignBytes: two producers with one name, and bytes that are
+// none of ours on every subject. All is counted and shown, nothing breaks.
+func TestRivalsAndForeignBytes(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a", "fw-b")
+	_, api := f.aggregator()
+	resp := f.start(t, "responder")
+	resp.says(&resp.stderr, `(waiting for alerts)`)
+	f.producer("fw-a")
+	f.flood("fw-a", ordinary, 0, 200)
+
+	batch := func() []byte {
+		for _, m := range f.stored(bus.StreamEvents) {
+			return m.Data
+		}
+		return nil
+	}
+	until(t, "a batch", func() bool { return len(batch()) > 0 })
+	whole := batch()
+	newer := append([]byte(nil), whole...)
+	at := strings.Index(string(newer), "\xa1v") + 2 // the key "v" and its value, a small number
+	newer[at] = 0x7f
+	foreign := [][]byte{{}, []byte("hello"), {0xc1}, whole[:len(whole)/2], newer, append(append([]byte(nil), whole...), 0), binary.BigEndian.AppendUint32([]byte{0xdd}, 1<<31)}
+	subjects := []string{"ct.v1.events.fw-a", "ct.v1.snapshots.fw-a", "ct.v1.health.fw-a", "ct.v1.pace", "ct.v1.cmd.fw-a.flush", "ct.v1.cmd.fw-a.resync", "ct.v1.query.top",
+		events.AlertSubject(events.Firing, "foreign", "fleet", "198-18-1-1"), "ct.v1.audit.fw-a.flush", "ct.v1.events.fw-nosuch"}
+	for _, subject := range subjects {
+		for _, data := range foreign {
+			if err := f.conn.NC.Publish(subject, data); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	until(t, "the refused messages to be counted", func() bool {
+		for _, fw := range f.firewalls() {
+			if fw.Firewall == "fw-a" {
+				return fw.Refused >= uint64(2*len(foreign))
+			}
+		}
+		return false
+	})
+	f.flood("fw-a", ordinary, 200, 100)
+	f.becomes(topAnswer{By: "src", Metric: "new", WindowS: 60, Scope: "fleet", Rows: []topRow{{ordinary, 300, map[string]uint64{"fw-a": 300}}}}, "--window", "60s")
+	if code, _ := get(t, api+"/readyz"); code != 200 {
+		t.Errorf("the aggregator is not ready any more: %d", code)
+	}
+	if r := f.run(t, "ctfleet", "audit", "list", "-o", "json"); r.code != 0 || r.stdout != `{"entries":[]}`+"\n" || strings.Count(r.stderr, "refused a message") != len(foreign) {
+		t.Errorf("audit with foreign bytes in it: %+v", r)
+	}
+	if !resp.running() {
+		t.Error("the responder died of foreign bytes")
+	}
+
+	// Another one of the same name, on another table.
+	rival := f.start(t, "producer", "--name", "fw-a", "--netns", f.lab.Firewall("fw-b").NS.Path())
+	rival.says(&rival.stderr, `(resynced)`)
+	for i := 0; ; i++ {
+		f.flood("fw-a", ordinary, 300+10*i, 10)
+		f.flood("fw-b", ordinary, 300+10*i, 10)
+		if fw := f.firewalls()[0]; fw.Rivals && fw.Boots >= 2 {
+			break
+		}
+		if i == 100 {
+			t.Fatalf("two producers are not noticed: %+v", f.firewalls())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if r := f.run(t, "ctfleet", "firewalls"); !strings.Contains(r.stdout, "two-producers-with-this-name") {
+		t.Errorf("firewalls with rivals: %+v", r)
+	}
+	until(t, "the alarm about two producers", func() bool {
+		return strings.Contains(f.run(t, "ctfleet", "alerts", "-o", "raw").stdout, "two-producers\tfw-a\ttable")
+	})
+}
+
+// TestPortInUse says so, at once.
+func TestPortInUse(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	addr := f.server.Addr()
+	for _, args := range []string{"aggregator --listen " + addr, "responder --metrics-listen " + addr, "ctfleet demo --listen " + addr,
+		"aggregator --embedded-nats --listen 127.0.0.1:0 --embedded-dir " + t.TempDir() + " --nats-listen " + addr} {
+		begin := time.Now()
+		words := strings.Fields(args)
+		r := f.run(t, words[0], words[1:]...)
+		if r.code != 1 || !strings.Contains(r.stderr, addr) || !strings.Contains(r.stderr, "address already in use") || time.Since(begin) > 5*time.Second {
+			t.Errorf("%s: %s later: %+v", args, time.Since(begin).Round(time.Millisecond), r)
+		}
+	}
+}
+
+// TestUp is one host's whole set in one process, and top in another.
+func TestUp(t *testing.T) {
+	t.Parallel()
+	var ns *host.Namespace
+	fw := labtest.New(t, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a"}}}).Firewall("fw-a")
+	ns = fw.NS
+	dir := t.TempDir()
+	up := call{}.start(t, "ctfleet", "up", "--name", "fw-a", "--netns", ns.Path(), "--dir", dir, "--listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0",
+		"--rules", file(t, "rules.yaml", fleetRules))
+	api := up.says(&up.stdout, `API: +(http://[0-9.:]+)/`)
+	up.says(&up.stderr, `(resynced)`)
+	up.until("it to be ready", func() bool { code, _ := get(t, api+"/readyz"); return code == 200 })
+	path := up.says(&up.stdout, `NATS_URL=\$\(cat (.*)\) ctfleet top`)
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%s: %v, %v", path, info, err)
+	}
+	url, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if filepath.Dir(path) != dir || strings.Contains(up.stdout.String()+up.stderr.String(), strings.TrimSpace(string(url))) {
+		t.Errorf("the URL with its password is shown:\n%s%s", up.stdout.String(), up.stderr.String())
+	}
+	rep, err := traffic.Flood{Protocol: 6, Sources: netip.MustParsePrefix(ordinary + "/32"), Destinations: lab.ServerPrefix4, DestinationCount: 5, Port: 443, Count: 500}.Run(t.Context(), fw)
+	if err != nil || rep.Sent != 500 {
+		t.Fatalf("flood: %+v, %v", rep, err)
+	}
+	f := &fleet{t: t, call: call{env: []string{"NATS_URL=" + strings.TrimSpace(string(url))}}}
+	f.becomes(topAnswer{By: "src", Metric: "new", WindowS: 60, Scope: "fleet", Rows: []topRow{{ordinary, 500, map[string]uint64{"fw-a": 500}}}}, "--window", "60s")
+	// It never implies --allow-flush.
+	if r := f.run(t, "ctfleet", "flush", ordinary, "-y", "-o", "json"); r.code != 3 || !strings.Contains(r.stdout, `{"reason":"not-enabled","count":0}`) {
+		t.Errorf("flush without --allow-flush: %+v", r)
+	}
+	if r := (call{}).run(t, "ctfleet", "top", "--once", "--nats-url", strings.Replace(string(url), "ctfleet:", "ctfleet:x", 1)); r.code != 1 || !strings.Contains(r.stderr, "Authorization Violation") {
+		t.Errorf("top with a wrong password: %+v", r)
+	}
+	up.stop()
+}
