@@ -17,22 +17,37 @@ type Entry struct {
 
 // List answers which entry covers an address. The zero value is empty; a List
 // is not changed after it is built and is then safe for concurrent use.
+//
+// An IPv4-mapped IPv6 address or prefix (::ffff:192.0.2.1) is the IPv4 one that
+// it maps, on both sides of a question.
 type List struct {
 	table bart.Table[string]
 	n     int
 }
 
 // New builds a list. Of entries with the same prefix the first one's reason is
-// kept.
+// kept; an invalid prefix covers nothing and is left out.
 func New(entries ...Entry) *List {
 	l := &List{}
 	for _, e := range entries {
-		if _, ok := l.table.Get(e.Prefix); !ok {
-			l.table.Insert(e.Prefix.Masked(), e.Why)
+		p := canonical(e.Prefix)
+		if !p.IsValid() {
+			continue
+		}
+		if _, ok := l.table.Get(p); !ok {
+			l.table.Insert(p, e.Why)
 			l.n++
 		}
 	}
 	return l
+}
+
+// canonical unmaps p and clears the bits beyond its length.
+func canonical(p netip.Prefix) netip.Prefix {
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
 }
 
 // Prefixes makes entries of one reason.
@@ -59,15 +74,19 @@ func (l *List) Len() int { return l.n }
 
 // Contains returns the most specific entry that covers a.
 func (l *List) Contains(a netip.Addr) (Entry, bool) {
-	a = a.Unmap()
+	a = a.WithZone("").Unmap()
 	return l.Covers(netip.PrefixFrom(a, a.BitLen()))
 }
 
 // Covers returns the most specific entry that covers all of p.
 func (l *List) Covers(p netip.Prefix) (Entry, bool) {
-	prefix, why, ok := l.table.LookupPrefixLPM(p.Masked())
-	return Entry{prefix, why}, ok
+	prefix, why, ok := l.table.LookupPrefixLPM(canonical(p))
+	if !ok {
+		return Entry{}, false
+	}
+	return Entry{prefix, why}, true
 }
 
-// Overlaps reports whether any listed address lies within p.
-func (l *List) Overlaps(p netip.Prefix) bool { return l.table.OverlapsPrefix(p.Masked()) }
+// Overlaps reports whether any listed address lies within p, or p within a
+// listed prefix.
+func (l *List) Overlaps(p netip.Prefix) bool { return l.table.OverlapsPrefix(canonical(p)) }

@@ -2,12 +2,12 @@
 // be carried out: whatever the bus says, whoever sent it. It is pure: a command
 // and the time go in, refusals come out; it touches neither kernel nor bus.
 //
-// The checks, in the order they are made: deletion is enabled; the command is
+// The checks, in the order they are made: the command names addresses; it is
 // for this firewall and this run of its producer; it is fresh by the firewall's
-// own clock; it was not seen before; what it names is an address or a prefix no
-// wider than allowed, and none that this host cannot live without. A prefix
+// own clock; deletion is enabled; it was not seen before; each prefix is no
+// wider than allowed, and none is what this host cannot live without. A prefix
 // that merely contains a protected address is carried out around it, entry by
-// entry.
+// entry (see [Guard.Keep]).
 package guard
 
 import (
@@ -116,8 +116,9 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 	case c.Boot != g.cfg.Boot:
 		return no(WrongBoot, "the command is for another run of this producer")
 	case c.Expires <= now:
-		return no(Expired, "the command expired %s ago", time.Duration(now-c.Expires).Round(time.Millisecond))
-	case c.Expires-now > int64(MaxLife):
+		// Clamped: an expiry may be any number.
+		return no(Expired, "the command expired %s ago", time.Duration(now-max(c.Expires, 0)).Round(time.Millisecond))
+	case c.Expires > now+int64(MaxLife):
 		return no(TooFarAhead, "the command would live for %s, at most %s is allowed", time.Duration(c.Expires-now).Round(time.Second), MaxLife)
 	case !c.DryRun && !g.cfg.AllowFlush:
 		return no(NotEnabled, "this producer runs without --allow-flush")

@@ -1,0 +1,300 @@
+package guard
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const second = int64(time.Second)
+
+// now is some time of the firewall's monotonic clock.
+const now = 1000 * second
+
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func config() Config {
+	return Config{Firewall: "fw-a", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
+}
+
+func newGuard(c Config) *Guard {
+	g := New(c)
+	g.Protect(append(allowlist.Addresses("own address", addrs("192.0.2.1", "2001:db8::1")...), allowlist.Addresses("NATS server", addrs("203.0.113.4")...)...))
+	return g
+}
+
+// command is one that is allowed; change alters it.
+func command(change func(*events.Command)) *events.Command {
+	c := &events.Command{ID: "id", Verb: events.VerbFlush, Firewall: "fw-a", Boot: "0011", Expires: now + 10*second, By: events.BySrc, Addresses: []string{"198.18.0.1"}}
+	if change != nil {
+		change(c)
+	}
+	return c
+}
+
+func TestCheck(t *testing.T) {
+	f := func(reason, text string, change func(*events.Command)) {
+		t.Helper()
+		c := command(change)
+		v, prefixes := newGuard(config()).Check(c, now)
+		if v.Reason != reason || v.Allowed() != (reason == "") || !strings.Contains(v.Text, text) {
+			t.Errorf("%+v: %q (%s), want %q (%s)", c, v.Reason, v.Text, reason, text)
+		}
+		if v.Allowed() == (len(prefixes) == 0) || !v.Allowed() && v.Text == "" {
+			t.Errorf("%+v: verdict %+v with prefixes %v", c, v, prefixes)
+		}
+	}
+	address := func(list ...string) func(*events.Command) {
+		return func(c *events.Command) { c.Addresses = list }
+	}
+	expires := func(at int64) func(*events.Command) { return func(c *events.Command) { c.Expires = at } }
+
+	f("", "", nil)
+	f(WrongFirewall, "for fw-b, this is fw-a", func(c *events.Command) { c.Firewall = "fw-b" })
+	f(WrongBoot, "another run", func(c *events.Command) { c.Boot = "2233" })
+	f(WrongBoot, "another run", func(c *events.Command) { c.Boot = "" })
+
+	f(Expired, "expired 0s ago", expires(now))
+	f(Expired, "expired 1s ago", expires(now-second))
+	f(Expired, "", expires(0))
+	f(Expired, "expired 16m40s ago", expires(-1<<63)) // no overflow
+	f("", "", expires(now+1))
+	f("", "", expires(now+int64(MaxLife)))
+	f(TooFarAhead, "at most 30s", expires(now+int64(MaxLife)+1))
+	f(TooFarAhead, "", expires(1<<63-1))
+
+	f(Malformed, "is empty", address())
+	f(Malformed, "neither an address nor a prefix", address("somewhere"))
+	f(Malformed, "zone", address("fe80::1%eth0"))
+	f(Malformed, "bits beyond", address("198.18.0.1/24"))
+	f(Malformed, "IPv4 prefix", address("::ffff:198.18.0.0/112"))
+
+	f("", "", address("198.18.0.0/24"))
+	f(TooWide, "198.18.0.0/23 is wider than /24", address("198.18.0.0/23"))
+	f(TooWide, "", address("0.0.0.0/0"))
+	f("", "", address("2001:db8:18::/64"))
+	f(TooWide, "2001:db8:18::/63 is wider than /64", address("2001:db8:18::/63"))
+	f(TooWide, "", address("::/0"))
+	f(TooWide, "", address("198.18.0.1", "198.18.9.0/24", "198.0.0.0/8"))
+
+	f(Protected, "own address", address("192.0.2.1"))
+	f(Protected, "own address", address("::ffff:192.0.2.1"))
+	f(Protected, "own address", address("2001:db8::1"))
+	f(Protected, "NATS server", address("198.18.0.1", "203.0.113.4"))
+	f(Protected, "loopback", address("127.0.0.1"))
+	f(Protected, "loopback", address("127.9.9.0/24"))
+	f(Protected, "loopback", address("::1"))
+	f(Protected, "--protect", address("198.18.3.3"))
+	f(Protected, "--protect", address("198.18.3.0/31"))
+	f(Protected, "--protect", address("2001:db8:3:4::/64"))
+	// What only contains a protected address is carried out around it.
+	f("", "", address("198.18.3.0/24"))
+	f("", "", address("192.0.2.0/24"))
+}
+
+func TestDisabled(t *testing.T) {
+	c := config()
+	c.AllowFlush = false
+	g := newGuard(c)
+	if v, _ := g.Check(command(nil), now); v.Reason != NotEnabled || !strings.Contains(v.Text, "--allow-flush") {
+		t.Errorf("without --allow-flush: %+v", v)
+	}
+	dry := func(c *events.Command) { c.DryRun = true }
+	if v, _ := g.Check(command(dry), now); !v.Allowed() {
+		t.Errorf("a dry run deletes nothing: %+v", v)
+	}
+	if v, _ := g.Check(command(func(c *events.Command) { dry(c); c.Addresses = []string{"192.0.2.1"} }), now); v.Reason != Protected {
+		t.Errorf("a dry run shows what would be refused: %+v", v)
+	}
+}
+
+func TestWidths(t *testing.T) {
+	c := config()
+	c.MinBits4, c.MinBits6 = 30, 126
+	g := newGuard(c)
+	for address, want := range map[string]string{"198.18.0.0/30": "", "198.18.0.0/29": TooWide, "2001:db8:9::/126": "", "2001:db8:9::/125": TooWide} {
+		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Addresses = address, []string{address} }), now)
+		if v.Reason != want {
+			t.Errorf("%s: %+v, want %q", address, v, want)
+		}
+	}
+}
+
+func TestReplay(t *testing.T) {
+	g := newGuard(config())
+	check := func(want, id string, at, expires int64, dry bool) {
+		t.Helper()
+		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Expires, c.DryRun = id, expires, dry }), at)
+		if v.Reason != want {
+			t.Errorf("%s at %d: %q, want %q", id, at, v.Reason, want)
+		}
+	}
+	check("", "dry", now, now+second, true)
+	check("", "dry", now, now+second, true) // nothing was done, nothing is remembered
+	check("", "one", now, now+10*second, false)
+	check(Replayed, "one", now+1, now+10*second, false)
+	check(Replayed, "one", now+1, now+20*second, false) // whatever it says of its time
+	check("", "two", now+1, now+10*second, false)
+	// A refused command is not remembered: its id may be right the next time.
+	check(Expired, "three", now+2, now+1, false)
+	check("", "three", now+2, now+10*second, false)
+	// It is remembered for as long as the very same command would be fresh.
+	check(Replayed, "one", now+10*second-1, now+10*second, false)
+	check(Expired, "one", now+10*second, now+10*second, false)
+	if check("", "four", now+11*second, now+12*second, false); len(g.seen) != 1 {
+		t.Errorf("%d ids are remembered, all but one have expired", len(g.seen))
+	}
+}
+
+func TestProtectReplaces(t *testing.T) {
+	g := newGuard(config())
+	refused := func(address string, want bool) {
+		t.Helper()
+		v, _ := g.Check(command(func(c *events.Command) { c.Addresses, c.DryRun = []string{address}, true }), now)
+		if v.Allowed() == want {
+			t.Errorf("%s: %+v, want refused %t", address, v, want)
+		}
+	}
+	refused("192.0.2.1", true)
+	g.Protect(allowlist.Addresses("own address", addrs("192.0.2.9")...)) // the address changed
+	refused("192.0.2.1", false)
+	refused("192.0.2.9", true)
+	refused("127.0.0.1", true)
+	refused("198.18.3.1", true)
+}
+
+func TestKeep(t *testing.T) {
+	g := newGuard(config())
+	f := func(by, src, dst, want string) {
+		t.Helper()
+		e := events.Event{}
+		for _, side := range []struct {
+			text string
+			addr *events.Addr
+		}{{src, &e.Orig.Src}, {dst, &e.Orig.Dst}} {
+			*side.addr, e.IPv6 = events.FromNetip(netip.MustParseAddr(side.text))
+		}
+		if got := g.Keep(by)(&e); got != want {
+			t.Errorf("by %s, %s to %s: %q, want %q", by, src, dst, got, want)
+		}
+	}
+	f(events.BySrc, "198.18.3.1", "203.0.113.9", Protected)
+	f(events.BySrc, "198.18.3.9", "203.0.113.4", "") // the side that was not matched
+	f(events.ByDst, "198.18.3.9", "203.0.113.4", Protected)
+	f(events.ByDst, "198.18.3.1", "203.0.113.9", "")
+	f(events.ByEither, "198.18.3.9", "203.0.113.4", Protected)
+	f(events.ByEither, "198.18.3.1", "203.0.113.9", Protected)
+	f(events.ByEither, "198.18.3.9", "203.0.113.9", "")
+	f("", "198.18.3.1", "203.0.113.9", Protected) // of an unknown side, both are kept
+	f("", "198.18.3.9", "203.0.113.4", Protected)
+	f(events.BySrc, "2001:db8:3::7", "2001:db8::9", Protected)
+	f(events.BySrc, "2001:db8:4::7", "2001:db8::9", "")
+}
+
+// TestConcurrentUse: of equal commands that come at once, one is allowed, while
+// the host's addresses change.
+func TestConcurrentUse(t *testing.T) {
+	g := newGuard(config())
+	const workers, ids = 8, 50
+	allowed := make([][ids]bool, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range ids {
+				v, _ := g.Check(command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), now)
+				allowed[w][i] = v.Allowed()
+				g.Protect(allowlist.Addresses("own address", addrs("192.0.2.1")...))
+				g.Keep(events.BySrc)(&events.Event{})
+			}
+		})
+	}
+	wg.Wait()
+	for i := range ids {
+		n := 0
+		for w := range workers {
+			if allowed[w][i] {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("command %d was allowed %d times", i, n)
+		}
+	}
+}
+
+// FuzzCheck sends any command to a guard and holds what is allowed against the
+// rules, written out once more.
+func FuzzCheck(f *testing.F) {
+	f.Add("198.18.0.1", "", "id", "fw-a", "0011", now+second, now, true, false)
+	f.Add("192.0.2.1", "::ffff:192.0.2.1", "id", "fw-a", "0011", now+second, now, true, false)
+	f.Add("192.0.2.0/24", "::ffff:203.0.113.4", "id", "fw-a", "0011", now+second, now, true, false)
+	f.Add("0.0.0.0/0", "::/0", "id", "fw-a", "0011", now+second, now, true, true)
+	f.Add("2001:db8:3:4::/64", "2001:db8:3::/48", "id", "fw-a", "0011", now+second, now, true, false)
+	f.Add("127.0.0.0/8", "::1", "id", "fw-a", "0011", int64(-1<<63), int64(1<<62), true, false)
+	f.Add("198.18.3.2/31", "198.18.0.0/23", "", "fw-b", "", now, now, false, true)
+	f.Fuzz(func(t *testing.T, one, two, id, firewall, boot string, expires, at int64, allow, dry bool) {
+		if at < 0 || at > 1<<62 {
+			return // a monotonic clock since boot is neither
+		}
+		cfg := config()
+		cfg.AllowFlush = allow
+		g := newGuard(cfg)
+		c := &events.Command{ID: id, Verb: events.VerbFlush, Firewall: firewall, Boot: boot, Expires: expires, DryRun: dry, By: events.BySrc, Addresses: []string{one}}
+		if two != "" {
+			c.Addresses = append(c.Addresses, two)
+		}
+		v, prefixes := g.Check(c, at)
+		if !v.Allowed() {
+			if v.Text == "" || prefixes != nil {
+				t.Fatalf("%+v is refused with %+v and prefixes %v", c, v, prefixes)
+			}
+			return
+		}
+		switch {
+		case firewall != "fw-a" || boot != "0011":
+			t.Fatalf("%+v is for another", c)
+		case expires <= at || uint64(expires-at) > uint64(30*time.Second):
+			t.Fatalf("%+v is not fresh at %d", c, at)
+		case !allow && !dry:
+			t.Fatalf("%+v deletes, which is not enabled", c)
+		case len(prefixes) != len(c.Addresses):
+			t.Fatalf("%+v: prefixes %v", c, prefixes)
+		}
+		protected := append(addrs("192.0.2.1", "2001:db8::1", "203.0.113.4", "127.0.0.1", "127.255.255.255", "::1"),
+			addrs("198.18.3.0", "198.18.3.1", "198.18.3.2", "198.18.3.3", "2001:db8:3::", "2001:db8:3:ffff:ffff:ffff:ffff:ffff")...)
+		for _, p := range prefixes {
+			least := 24
+			if p.Addr().Is6() {
+				least = 64
+			}
+			if p.Bits() < least || p.Addr().Is4In6() || p != p.Masked() {
+				t.Fatalf("%+v: prefix %s", c, p)
+			}
+			for _, a := range protected {
+				if p.IsSingleIP() && p.Contains(a) {
+					t.Fatalf("%+v names %s", c, a)
+				}
+			}
+			for _, whole := range []string{"127.0.0.0/8", "198.18.3.0/30", "2001:db8:3::/48"} {
+				if w := netip.MustParsePrefix(whole); w.Contains(p.Addr()) && p.Bits() >= w.Bits() {
+					t.Fatalf("%+v: %s lies within %s", c, p, w)
+				}
+			}
+		}
+		if again, _ := g.Check(c, at); again.Allowed() != dry {
+			t.Fatalf("%+v a second time: %+v", c, again)
+		}
+	})
+}
