@@ -60,6 +60,7 @@ func (c *demoCmd) show(http, nats net.Listener) error {
 		fmt.Sprintf("Look from another terminal: ctfleet top --nats-url %s", cfg.URL()),
 		fmt.Sprintf("                            curl http://%s/api/v1/top", http.Addr()),
 	}}
+	screen.Width = func() int { return width(os.Stdout) }
 	if c.Output == "json" {
 		screen.Out, screen.Terminal = os.Stderr, false
 	}
