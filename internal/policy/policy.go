@@ -11,6 +11,7 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -76,6 +77,9 @@ func (f *File) Validate() error {
 		return fmt.Errorf("max_age: must be positive, is %s", f.MaxAge)
 	}
 	for _, p := range f.Allowlist {
+		if !p.IsValid() {
+			return errors.New("allowlist: an entry is empty")
+		}
 		if p != p.Masked() {
 			return fmt.Errorf("allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
 		}
@@ -137,7 +141,7 @@ type Decision struct {
 	Address   netip.Prefix
 	By        string
 	Firewalls []string // fresh ones, to be commanded
-	Away      []string // in scope, but not heard of: cannot be commanded
+	Away      []string // in scope, but not heard of lately or at all: cannot be commanded
 }
 
 // Engine applies a file and remembers the cool-downs. It is not safe for
@@ -146,12 +150,19 @@ type Engine struct {
 	file     File
 	policies map[string]Policy
 	allow    *allowlist.List
-	cooling  map[string]time.Time // realm and address → until
+	cooling  map[target]time.Time // until when
+}
+
+// target is what a cool-down is about. An address means nothing without its
+// realm.
+type target struct {
+	realm   string
+	address netip.Prefix
 }
 
 // New returns an engine for a validated file.
 func New(f File) *Engine {
-	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[string]time.Time{}}
+	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]time.Time{}}
 	for _, p := range f.Policies {
 		e.policies[p.Rule] = p
 	}
@@ -159,8 +170,8 @@ func New(f File) *Engine {
 }
 
 // Decide judges one firing alert of the given age. ok is false when no policy
-// concerns it, so that there is nothing to record. A commanded address begins
-// its cool-down.
+// concerns it, so that there is nothing to record. When the answer is yes, the
+// cool-down of the address begins; see [Engine.Retract].
 func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet []Firewall) (d Decision, ok bool) {
 	p, ok := e.policies[a.Rule]
 	if !ok || a.State != events.Firing {
@@ -194,15 +205,45 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if a.Value < a.Count {
 		return decline("the value is under the threshold again")
 	}
+	if a.Allowlisted {
+		return decline("%s is on the live allowlist", d.Address)
+	}
 	if entry, listed := e.allow.Covers(d.Address); listed {
 		return decline("%s is on the allowlist: %s (%s)", d.Address, entry.Prefix, entry.Why)
 	}
 	if e.allow.Overlaps(d.Address) {
 		return decline("%s contains an allowlisted address", d.Address)
 	}
+	e.place(&d, a, p.Where, fleet)
+	if len(d.Firewalls) == 0 {
+		return decline("none of the firewalls concerned can be reached")
+	}
+	for t, until := range e.cooling {
+		if !now.Before(until) {
+			delete(e.cooling, t)
+		}
+	}
+	t := target{a.Realm, d.Address}
+	if until, hot := e.cooling[t]; hot {
+		return decline("%s was acted upon and is left alone for another %s", d.Address, until.Sub(now).Round(time.Second))
+	}
+	e.cooling[t] = now.Add(e.file.CoolDown)
+	d.Reason = a.Text
+	d.Outcome = events.OutcomeCommanded
+	if d.Mode == Observe {
+		d.Outcome = events.OutcomeSimulated
+	}
+	return d, true
+}
+
+// place fills in the firewalls that are to be commanded: of the alert's realm,
+// and, where the policy says so, only those that the alert names.
+func (e *Engine) place(d *Decision, a *events.Alert, where string, fleet []Firewall) {
+	known := map[string]bool{}
 	for _, f := range fleet {
+		known[f.Name] = true
 		_, named := a.Firewalls[f.Name]
-		if f.Realm != a.Realm || p.Where == WhereAlert && !named {
+		if f.Realm != a.Realm || where == WhereAlert && !named {
 			continue
 		}
 		if f.Fresh {
@@ -211,27 +252,28 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 			d.Away = append(d.Away, f.Name)
 		}
 	}
-	slices.Sort(d.Firewalls)
-	slices.Sort(d.Away)
-	if len(d.Firewalls) == 0 {
-		return decline("none of the firewalls concerned can be reached")
-	}
-	for k, until := range e.cooling {
-		if !now.Before(until) {
-			delete(e.cooling, k)
+	for name := range a.Firewalls {
+		if !known[name] {
+			d.Away = append(d.Away, name)
 		}
 	}
-	cooling := a.Realm + " " + d.Address.String()
-	if until, hot := e.cooling[cooling]; hot {
-		return decline("%s was acted upon and is left alone for another %s", d.Address, until.Sub(now).Round(time.Second))
+	slices.Sort(d.Firewalls)
+	slices.Sort(d.Away)
+}
+
+// Retract ends the cool-down that d began, when nothing came of d: it could not
+// even be recorded, and the alert will be decided upon again.
+func (e *Engine) Retract(realm string, d Decision) {
+	delete(e.cooling, target{realm, d.Address})
+}
+
+// Acted tells that address was acted upon, by another responder or by this one
+// before it was started again.
+func (e *Engine) Acted(realm string, address netip.Prefix, at time.Time) {
+	t := target{realm, address}
+	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t]) {
+		e.cooling[t] = until
 	}
-	e.cooling[cooling] = now.Add(e.file.CoolDown)
-	d.Reason = a.Text
-	d.Outcome = events.OutcomeCommanded
-	if d.Mode == Observe {
-		d.Outcome = events.OutcomeSimulated
-	}
-	return d, true
 }
 
 // CommandID is the id of the command that an alert causes on one firewall: two
