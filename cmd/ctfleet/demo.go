@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,8 +57,12 @@ func (c *demoCmd) show(http, nats net.Listener) error {
 	defer stop()
 	flags := daemon.Flags{LogFormat: "text", LogLevel: c.LogLevel}
 	cfg := demo.Config{HTTP: http, NATS: nats, Duration: c.Duration, Log: flags.Logger(os.Stderr)}
+	program := "ctfleet"
+	if strings.Contains(os.Args[0], "go-build") { // started by go run: there is no ctfleet to type
+		program = "go run ./cmd/ctfleet"
+	}
 	screen := &demo.Screen{Out: os.Stdout, Terminal: terminal(os.Stdout), Header: []string{
-		fmt.Sprintf("Look from another terminal: ctfleet top --nats-url %s", cfg.URL()),
+		fmt.Sprintf("Look from another terminal: %s top --nats-url %s", program, cfg.URL()),
 		fmt.Sprintf("                            curl http://%s/api/v1/top", http.Addr()),
 	}}
 	screen.Width = func() int { return width(os.Stdout) }

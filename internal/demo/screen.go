@@ -15,7 +15,8 @@ import (
 type Screen struct {
 	Out      io.Writer
 	Terminal bool
-	Header   []string // shown on top: where to look from another terminal
+	Header   []string   // shown on top: where to look from another terminal
+	Width    func() int // columns of the terminal; longer lines are cut, or the picture would scroll
 
 	mu     sync.Mutex
 	begin  time.Time
@@ -97,14 +98,26 @@ func (s *Screen) Draw(fleet []events.FirewallStatus, top *events.TopReply) {
 		return
 	}
 	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\x1b[K\n", args...) }
+	width := 80
+	if s.Width != nil {
+		width = max(s.Width(), 20)
+	}
+	line := func(format string, args ...any) {
+		text := []rune(fmt.Sprintf(format, args...))
+		b.WriteString(string(text[:min(len(text), width)]) + "\x1b[K\n")
+	}
+	bold := func(format string, args ...any) {
+		b.WriteString("\x1b[1m")
+		line(format, args...)
+		b.WriteString("\x1b[0m")
+	}
 	b.WriteString("\x1b[H")
-	line("\x1b[1mctfleet demo\x1b[0m  %s", s.stamp())
+	bold("ctfleet demo  %s", s.stamp())
 	for _, h := range s.Header {
 		line("%s", h)
 	}
 	line("")
-	line("\x1b[1m%s\x1b[0m", s.now)
+	bold("%s", s.now)
 	line("")
 	line("%-8s %8s %10s %9s %8s %6s", "FIREWALL", "ENTRIES", "LIMIT", "EVENTS/S", "ACTIVE", "LOST")
 	for i := range fleet {
