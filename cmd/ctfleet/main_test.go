@@ -26,35 +26,42 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// programs is the folder of the four programs.
-var programs string
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(func() int {
-		var err error
-		if programs, err = build(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		defer os.RemoveAll(programs)
-		return m.Run()
-	}())
-}
-
-func build() (string, error) {
-	dir, err := os.MkdirTemp("", "ctfleet-e2e-")
-	if err != nil {
+// programs is the folder of the four programs, built when the first is needed:
+// the workers of a fuzz run need none.
+var programs = sync.OnceValues(func() (string, error) {
+	var err error
+	if built, err = os.MkdirTemp("", "ctfleet-e2e-"); err != nil {
 		return "", err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { // one test runs them as another user
+	if err := os.Chmod(built, 0o755); err != nil { // one test runs them as another user
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", dir, "../producer", "../aggregator", "../responder", ".").CombinedOutput()
+	out, err := exec.Command("go", "build", "-o", built, "../producer", "../aggregator", "../responder", ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
-	return dir, nil
+	return built, nil
+})
+
+// built is what TestMain removes.
+var built string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built) // in the temporary directory: what is left there is not ours to report
+	}
+	os.Exit(code)
+}
+
+// program is the path of a program.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, name)
 }
 
 // environment is ours without what would configure the programs.
@@ -69,7 +76,7 @@ func environment(extra ...string) []string {
 }
 
 // nobody is a user without rights.
-var nobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, NoSetGroups: false}}
+var nobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 
 // call is one run of a program that ends by itself.
 type call struct {
@@ -79,7 +86,7 @@ type call struct {
 	dir   string
 }
 
-// outcome is how it ended.
+// result is how it ended.
 type result struct {
 	stdout, stderr string
 	code           int
@@ -88,17 +95,18 @@ type result struct {
 // callTime is how long a program that ends by itself may take.
 const callTime = 60 * time.Second
 
-func (c call) run(t *testing.T, program string, args ...string) result {
+func (c call) run(t *testing.T, name string, args ...string) result {
 	t.Helper()
+	path := program(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(programs, program), args...)
+	cmd := exec.CommandContext(ctx, path, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.Stdin = &stdout, &stderr, bytes.NewReader(c.stdin)
 	cmd.Env, cmd.SysProcAttr, cmd.Dir = environment(c.env...), c.as, c.dir
 	err := cmd.Run()
 	if exit := (*exec.ExitError)(nil); err != nil && (!errors.As(err, &exit) || ctx.Err() != nil) {
-		t.Fatalf("%s %q: %v\n%s", program, args, err, stderr.String())
+		t.Fatalf("%s %q: %v\n%s", name, args, err, stderr.String())
 	}
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
@@ -142,9 +150,9 @@ func (o *output) String() string {
 }
 
 // start starts a daemon, which the test stops at its end.
-func (c call) start(t *testing.T, program string, args ...string) *process {
+func (c call) start(t *testing.T, name string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, program: program, cmd: exec.Command(filepath.Join(programs, program), args...), ended: make(chan struct{})}
+	p := &process{t: t, program: name, cmd: exec.Command(program(t, name), args...), ended: make(chan struct{})}
 	p.cmd.Env, p.cmd.SysProcAttr, p.cmd.Dir = environment(c.env...), c.as, c.dir
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	p.cmd.WaitDelay = time.Second
@@ -164,7 +172,7 @@ func (c call) start(t *testing.T, program string, args ...string) *process {
 	})
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("%s %q\n%s%s", program, args, p.stdout.String(), p.stderr.String())
+			t.Logf("%s %q\n%s%s", name, args, p.stdout.String(), p.stderr.String())
 		}
 	})
 	return p

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/demo"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
+)
+
+// TestDemo runs the show as root and as a user without rights, looks at it from
+// the host meanwhile, and reads its one JSON object at the end.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	labtest.Require(t)
+	t.Run("root", func(t *testing.T) {
+		t.Parallel()
+		testDemo(t, call{})
+	})
+	t.Run("nobody", func(t *testing.T) {
+		t.Parallel()
+		requireRoot(t) // to become nobody
+		if err := lab.Permitted(); err != nil {
+			t.Skip(err)
+		}
+		home, err := os.MkdirTemp("", "ctfleet-nobody-") // t.TempDir is closed to others
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(home) })
+		if err := os.Chown(home, int(nobody.Credential.Uid), int(nobody.Credential.Gid)); err != nil {
+			t.Fatal(err)
+		}
+		testDemo(t, call{as: nobody, dir: home, env: []string{"HOME=" + home, "TMPDIR=" + home}})
+	})
+}
+
+func testDemo(t *testing.T, c call) {
+	begin := time.Now()
+	p := c.start(t, "ctfleet", "demo", "--duration", "15s", "-o", "json")
+	nats := p.says(&p.stderr, `--nats-url (nats://[0-9.:]+)`)
+	api := p.says(&p.stderr, `curl (http://[0-9.:]+)/api/v1/top`)
+
+	// From another terminal.
+	f := &fleet{t: t, call: call{env: []string{"NATS_URL=" + nats}}}
+	p.until("it to be ready", func() bool { code, _ := get(t, api+"/readyz"); return code == 200 })
+	p.until("ordinary traffic", func() bool { return len(f.top("--window", "60s").Rows) > 0 })
+	if fleet := f.firewalls(); len(fleet) != 3 || fleet[0].Firewall != "fw-a" || fleet[2].Firewall != "fw-c" {
+		t.Errorf("firewalls: %+v", fleet)
+	}
+	if code, body := get(t, api+"/api/v1/top?window=60"); code != 200 || !strings.Contains(body, `"rows":[{"key":"`) {
+		t.Errorf("top by HTTP: %d %s", code, body)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(callTime):
+		t.Fatal("the demo does not end")
+	}
+	took := time.Since(begin)
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 || took < 15*time.Second || took > 25*time.Second {
+		t.Errorf("exit code %d after %s, want 0 after 15 s and a little", code, took)
+	}
+	if n := strings.Count(p.stdout.String(), "\n"); n != 1 {
+		t.Errorf("%d lines on standard output, want one JSON object", n)
+	}
+	for _, key := range []string{`"firewalls":3,`, `"events":`, `"lost":0,`, `"alerts":[`, `"receipts":[`, `"detect_ms":`, `"flush_ms":`, `"matched":`} {
+		if !strings.Contains(p.stdout.String(), key) {
+			t.Errorf("no %s in %s", key, p.stdout.String())
+		}
+	}
+	r := parse[demo.Result](t, p.stdout.String())
+	deleted := map[string]uint64{}
+	for _, receipt := range r.Receipts {
+		deleted[receipt.Firewall] += receipt.Deleted
+	}
+	if r.Events == 0 || len(r.Alerts) == 0 || deleted["fw-a"] == 0 || deleted["fw-b"] == 0 || deleted["fw-c"] != 0 || len(r.Problems) != 0 {
+		t.Errorf("result: %+v", r)
+	}
+	t.Logf("alert after %.1f ms, flushed after %.1f ms", r.DetectMS, r.FlushMS)
+}
+
+// TestDemoStops: Ctrl-C ends the show early, and says that it was too early.
+func TestDemoStops(t *testing.T) {
+	t.Parallel()
+	labtest.Require(t)
+	p := call{}.start(t, "ctfleet", "demo")
+	p.says(&p.stdout, `(ordinary traffic through three firewalls)`)
+	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(2 * stopTime):
+		t.Fatal("the demo does not end on Ctrl-C")
+	}
+	if code := p.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(p.stdout.String(), "PROBLEM: the fleet alert did not fire") {
+		t.Errorf("exit code %d:\n%s", code, p.stdout.String())
+	}
+}
