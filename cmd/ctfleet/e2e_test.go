@@ -226,8 +226,7 @@ func TestFleet(t *testing.T) {
 		t.Errorf("the alert: %+v", alert)
 	}
 	f.becomes(topAnswer{By: "src", Metric: "active", Scope: "fleet", Rows: []topRow{{ordinary, 140, map[string]uint64{"fw-a": 100, "fw-b": 40}}}}, "--metric", "active")
-	var list struct{ Alerts []events.Alert }
-	list = parse[struct{ Alerts []events.Alert }](t, f.run(t, "ctfleet", "alerts", "list", "-o", "json").stdout)
+	list := parse[struct{ Alerts []events.Alert }](t, f.run(t, "ctfleet", "alerts", "list", "-o", "json").stdout)
 	if len(list.Alerts) != 1 || list.Alerts[0].ID != alert.ID {
 		t.Errorf("alerts list: %+v", list)
 	}

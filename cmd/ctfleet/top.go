@@ -42,8 +42,7 @@ func (c *topCmd) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil // told to stop while it asked
 			}
-			var wrong *bus.RequestError
-			if errors.As(err, &wrong) {
+			if _, ok := errors.AsType[*bus.RequestError](err); ok {
 				return &exitError{2, err}
 			}
 			return noAggregator(err)

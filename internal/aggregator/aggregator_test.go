@@ -233,7 +233,7 @@ func TestFleetAlert(t *testing.T) {
 	r.producer("fw-b", producer.Options{})
 	single := newFlows("one-firewall", 1000, 10)
 	single.Scope = rule.Firewall
-	a, stop := r.aggregator(newFlows("fleet-wide", 1000, 3), single)
+	_, stop := r.aggregator(newFlows("fleet-wide", 1000, 3), single)
 	var wg sync.WaitGroup
 	for _, fw := range []string{"fw-a", "fw-b"} {
 		wg.Go(func() { r.flood(fw, udp("198.18.0.9/32", 0, 500, 1000)) })
@@ -251,7 +251,7 @@ func TestFleetAlert(t *testing.T) {
 	}
 	// A restarted aggregator takes over what fires and does not fire it again.
 	stop()
-	a, _ = r.aggregator(newFlows("fleet-wide", 1000, 3), single)
+	a, _ := r.aggregator(newFlows("fleet-wide", 1000, 3), single)
 	if got := a.Alerts().Alerts; len(got) != 1 || got[0].ID != al.ID {
 		t.Errorf("adopted: %+v", got)
 	}
