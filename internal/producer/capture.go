@@ -39,14 +39,19 @@ func (p *Producer) capture(ctx context.Context) error {
 			p.requestResync("the ring was full")
 		}
 	}
+	// The live set is locked once for all that one Receive delivers, from its
+	// first event on: Receive may wait before it, and a dump must not wait for
+	// that.
+	locked := false
 	add := func(e *events.Event) {
-		p.mu.Lock()
+		if !locked {
+			p.mu.Lock()
+			locked = true
+		}
 		p.live.Apply(e)
-		epoch := p.epoch
-		p.mu.Unlock()
-		if epoch != header.Epoch {
+		if p.epoch != header.Epoch {
 			flush() // a batch belongs to one epoch
-			header.Epoch = epoch
+			header.Epoch = p.epoch
 		}
 		if err := w.Append(e); errors.Is(err, events.ErrBatchFull) {
 			flush()
@@ -57,6 +62,15 @@ func (p *Producer) capture(ctx context.Context) error {
 			flush()
 		}
 	}
+	receive := func(wait time.Duration) error {
+		n, err := p.reader.Receive(wait, add)
+		if locked {
+			p.mu.Unlock()
+			locked = false
+		}
+		p.account.Read.Add(uint64(n))
+		return err
+	}
 	for ctx.Err() == nil {
 		// Under load the reader naps within wait, and the nap is the linger: an
 		// event that came when it began has waited long enough when it ends.
@@ -66,9 +80,7 @@ func (p *Producer) capture(ctx context.Context) error {
 		} else {
 			looked = conntrack.Monotonic()
 		}
-		n, err := p.reader.Receive(wait, add)
-		p.account.Read.Add(uint64(n))
-		if err != nil && !errors.Is(err, conntrack.ErrClosed) {
+		if err := receive(wait); err != nil && !errors.Is(err, conntrack.ErrClosed) {
 			failed = errors.Join(failed, err)
 		}
 		if failed != nil {
@@ -80,9 +92,7 @@ func (p *Producer) capture(ctx context.Context) error {
 		}
 	}
 	// What the kernel has queued by now is still ours.
-	if n, err := p.reader.Receive(0, add); err == nil {
-		p.account.Read.Add(uint64(n))
-	}
+	failed = errors.Join(failed, receive(0))
 	p.countDrops()
 	flush()
 	return failed
