@@ -18,6 +18,11 @@ import (
 	"github.com/ctfleet/ctfleet/internal/rule"
 )
 
+const description = `Counts flows per address across the fleet, judges them by rules, publishes alerts and answers questions.
+
+    aggregator --rules rules.yaml --check
+    aggregator --rules rules.yaml --nats-url nats://nats.example:4222`
+
 type flags struct {
 	aggregator.Options
 	bus.Flags
@@ -30,7 +35,7 @@ type flags struct {
 
 func main() {
 	var f flags
-	daemon.Parse("aggregator", "Counts flows per address across the fleet, judges them by rules, publishes alerts and answers questions.", &f)
+	daemon.Parse("aggregator", description, &f)
 	rules, err := f.Load()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "aggregator:", err)

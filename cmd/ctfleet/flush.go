@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -24,7 +25,7 @@ type flushCmd struct {
 	By       string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
 	DryRun   bool     `help:"Count what would be deleted and delete nothing."`
 	Reason   string   `placeholder:"TEXT" help:"Why: kept in the audit."`
-	Yes      bool     `short:"y" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
+	Yes      bool     `short:"y" env:"-" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
 }
 
 // flushLife is how long a command may be carried out, and how long its answer
@@ -146,7 +147,7 @@ func ask(ctx context.Context, conn *bus.Conn, firewall string, cmd events.Comman
 	return conn.Request(ctx, events.CommandSubject(firewall, cmd.Verb), &cmd, r)
 }
 
-func printReceipts(w *os.File, format, id string, receipts []events.Receipt) error {
+func printReceipts(w io.Writer, format, id string, receipts []events.Receipt) error {
 	if format == "json" {
 		return printJSON(w, map[string]any{"id": id, "receipts": receipts})
 	}
@@ -164,7 +165,11 @@ func printReceipts(w *os.File, format, id string, receipts []events.Receipt) err
 		if note == "" && r.TCPLoose && r.Deleted > 0 {
 			note = "tcp_loose=1: routed TCP comes back with its next packet"
 		}
-		t.add(r.Firewall, r.Matched, r.Deleted, r.Gone, strings.Join(refused, ", "), fmt.Sprintf("%d → %d", r.TableBefore, r.TableAfter), r.DurationMS, note)
+		size := fmt.Sprintf("%d → %d", r.TableBefore, r.TableAfter)
+		if r.TableBefore == 0 && r.Error != "" {
+			size = "" // it was not looked at
+		}
+		t.add(r.Firewall, r.Matched, r.Deleted, r.Gone, strings.Join(refused, ", "), size, r.DurationMS, note)
 	}
 	return t.flush()
 }

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,6 +49,11 @@ var programs = sync.OnceValues(func() (string, error) {
 var built string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// Most of the time these tests wait for other processes, not for a processor.
+	if flag.Lookup("test.parallel").Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		_ = flag.Set("test.parallel", "6") // a number, hence no error
+	}
 	code := m.Run()
 	if built != "" {
 		_ = os.RemoveAll(built) // in the temporary directory: what is left there is not ours to report

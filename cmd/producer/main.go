@@ -15,6 +15,12 @@ import (
 	"github.com/ctfleet/ctfleet/internal/producer"
 )
 
+const description = `Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing unless --allow-flush is given and a command asks for it.
+
+    producer --check                                        what would be used, what is missing on this host
+    producer --nats-url nats://nats.example:4222            watch; needs CAP_NET_ADMIN
+    producer --netns blue --name fw-blue --allow-flush      another network namespace, flushes permitted`
+
 type flags struct {
 	producer.Options
 	bus.Flags
@@ -23,7 +29,7 @@ type flags struct {
 
 func main() {
 	var f flags
-	daemon.Parse("producer", "Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing unless --allow-flush is given and a command asks for it.", &f)
+	daemon.Parse("producer", description, &f)
 	if f.Daemon.Check {
 		if err := producer.Check(os.Stdout, f.Options, f.Flags); err != nil {
 			fmt.Fprintln(os.Stderr, "producer:", err)

@@ -15,6 +15,11 @@ import (
 	"github.com/ctfleet/ctfleet/internal/responder"
 )
 
+const description = `Turns alerts into guarded flush commands, as its policy file says. In mode observe, and without a file, it decides, records, and sends nothing.
+
+    responder --policy policy.yaml --check
+    responder --policy policy.yaml --nats-url nats://nats.example:4222`
+
 type flags struct {
 	responder.Options
 	bus.Flags
@@ -23,7 +28,7 @@ type flags struct {
 
 func main() {
 	var f flags
-	daemon.Parse("responder", "Turns alerts into guarded flush commands, as its policy file says. Without one it observes: it decides, records, and sends nothing.", &f)
+	daemon.Parse("responder", description, &f)
 	file, err := f.Load()
 	if err == nil {
 		err = file.Validate()

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// TestHelp holds what every program and command says of itself.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, line := range []string{
+		"producer", "aggregator", "responder", "ctfleet",
+		"ctfleet demo", "ctfleet up", "ctfleet top", "ctfleet firewalls", "ctfleet firewalls list", "ctfleet firewalls inspect",
+		"ctfleet alerts", "ctfleet alerts list", "ctfleet alerts watch", "ctfleet alerts inspect", "ctfleet flush", "ctfleet audit", "ctfleet audit list",
+		"ctfleet resync", "ctfleet rules", "ctfleet rules check", "ctfleet decode", "ctfleet bootstrap", "ctfleet version",
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			words := strings.Fields(line)
+			r := call{}.run(t, words[0], append(words[1:], "--help")...)
+			if r.code != 0 || r.stderr != "" {
+				t.Errorf("exit code %d, %s", r.code, r.stderr)
+			}
+			golden(t, "help-"+strings.Join(words, "-")+".txt", r.stdout)
+		})
+	}
+}
+
+// TestRulesCheck holds what a good rules file is read as.
+func TestRulesCheck(t *testing.T) {
+	t.Parallel()
+	for format, name := range map[string]string{"human": "rules-check.txt", "raw": "rules-check.raw", "json": "rules-check.json"} {
+		r := call{}.run(t, "ctfleet", "rules", "check", "testdata/rules.yaml", "-o", format)
+		if r.code != 0 || r.stderr != "" {
+			t.Errorf("%s: exit code %d, %s", format, r.code, r.stderr)
+		}
+		golden(t, name, r.stdout)
+	}
+}
+
+// TestReceipts holds how receipts are shown, and what they make of the exit code.
+func TestReceipts(t *testing.T) {
+	receipts := []events.Receipt{
+		{Firewall: "fw-a", Matched: 1001, Deleted: 1000, Gone: 1, TCPLoose: true, TableBefore: 5120, TableAfter: 4119, DurationMS: 12.25},
+		{Firewall: "fw-b", Matched: 10, Refused: []events.Refusal{{Reason: "protected", Count: 8}, {Reason: "busy", Count: 2}}, TableBefore: 77, TableAfter: 77, DurationMS: 0.5},
+		{Firewall: "fw-c", Refused: []events.Refusal{{Reason: "not-enabled"}}, Error: "this producer runs without --allow-flush"},
+		{Firewall: "fw-d", DryRun: true, Matched: 3, TableBefore: 9, TableAfter: 9, DurationMS: 1},
+		{Firewall: "fw-e", Refused: []events.Refusal{}, Error: "no answer: its producer is not connected"},
+		{Firewall: "fw-f", Matched: 4, Deleted: 1, Refused: []events.Refusal{{Reason: "busy", Count: 1}}, Error: "delete: \x1b[31mno buffer space available"},
+	}
+	for format, name := range map[string]string{"human": "receipts.txt", "raw": "receipts.raw"} {
+		var out bytes.Buffer
+		if err := printReceipts(&out, format, "", receipts); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name, out.String())
+	}
+	for want, some := range map[int][]events.Receipt{
+		0: {receipts[0], receipts[3]},
+		1: {receipts[1], receipts[4], receipts[2]},
+		3: {receipts[0], receipts[2], receipts[1]},
+	} {
+		code := 0
+		if err := outcome(some); err != nil {
+			code = err.(*exitError).code //nolint:errorlint // outcome returns nothing else
+		}
+		if code != want {
+			t.Errorf("exit code %d, want %d, for %+v", code, want, some)
+		}
+	}
+	// Refused in part, and then failed: failed.
+	if err := outcome(receipts[5:]); err == nil || err.(*exitError).code != 1 { //nolint:errorlint // outcome returns nothing else
+		t.Errorf("partly refused, then failed: %v", err)
+	}
+}

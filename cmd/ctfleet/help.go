@@ -1,0 +1,68 @@
+package main
+
+// What `--help` teaches beside the flags: the next thing to type.
+
+func (*cli) Help() string {
+	return `Begin here:
+
+    ctfleet demo                    see it work, in a lab on this machine
+    sudo ctfleet up                 watch this host
+    ctfleet top                     who opens flows fastest, in the fleet at --nats-url
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 refused by a guard.`
+}
+
+func (*demoCmd) Help() string {
+	return `Builds three firewalls with real connection tables in network namespaces (in an unprivileged user namespace when not root), sends ordinary traffic through them and, after a few seconds, an attack through two. Nothing leaves this machine.
+
+    ctfleet demo
+    ctfleet demo --duration 20s -o json     exit code 0 only if all went as it should`
+}
+
+func (*upCmd) Help() string {
+	return `Needs CAP_NET_ADMIN. Nothing is deleted unless --allow-flush is given and a policy or an operator asks for it.
+
+    sudo ctfleet up --rules rules.yaml
+    sudo ctfleet up --allow-flush --rules rules.yaml --policy policy.yaml`
+}
+
+func (*topCmd) Help() string {
+	return `    ctfleet top                                     the fleet, refreshed every second
+    ctfleet top --by dst --window 60s               who is opened to
+    ctfleet top --metric active --firewall fw-a     who holds the most of one table
+    ctfleet top --once -o json                      for scripts`
+}
+
+func (*alertsCmd) Help() string {
+	return `    ctfleet alerts                          what is firing
+    ctfleet alerts watch --since 1h         what fired and resolved, and what comes
+    ctfleet alerts watch -o json            one JSON object per line`
+}
+
+func (*flushCmd) Help() string {
+	return `Each firewall decides by itself: it needs --allow-flush, and refuses its own addresses, its gateways, resolvers and NATS server, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
+
+    ctfleet flush 203.0.113.7 --dry-run
+    ctfleet flush 203.0.113.7 --reason 'ticket 4711'
+    ctfleet flush 2001:db8:7::/64 --by either --firewall fw-a --yes -o json
+
+Exit code 1 if a firewall failed or did not answer, else 3 if one refused, else 0.`
+}
+
+func (*auditListCmd) Help() string {
+	return `    ctfleet audit list --since 24h --address 203.0.113.7`
+}
+
+func (*rulesCheckCmd) Help() string {
+	return `    ctfleet rules check rules.yaml && systemctl restart aggregator`
+}
+
+func (*decodeCmd) Help() string {
+	return `    nats sub --translate 'ctfleet decode' 'ct.v1.alerts.>'`
+}
+
+func (*bootstrapCmd) Help() string {
+	return `Creates what is missing and brings the limits of what is there up to date (lower ones drop the oldest messages). Safe to run at any time.
+
+    ctfleet bootstrap --nats-url nats://nats.example:4222 --wait 30s`
+}
