@@ -64,6 +64,12 @@ func Connect(cfg Config) (*Conn, error) {
 	if change == nil {
 		change = func(bool) {}
 	}
+	server := func(connected string) string { // to be shown
+		if cfg.Server != nil {
+			return "inside this process"
+		}
+		return hide(connected, cfg.NATSURL)
+	}
 	opts := []nats.Option{
 		nats.Name(fmt.Sprintf("ctfleet %s %s %s", cfg.Role, cfg.Name, daemon.ProgramVersion())),
 		nats.MaxReconnects(-1),
@@ -81,20 +87,20 @@ func Connect(cfg Config) (*Conn, error) {
 		nats.RetryOnFailedConnect(cfg.Patient),
 		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("lost the connection to NATS, retrying", "server", hide(nc.ConnectedUrl(), cfg.NATSURL), "error", err)
+				log.Warn("lost the connection to NATS, retrying", "server", server(nc.ConnectedUrl()), "error", err)
 			}
 			change(false)
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			log.Info("connected to NATS again", "server", hide(nc.ConnectedUrl(), cfg.NATSURL))
+			log.Info("connected to NATS again", "server", server(nc.ConnectedUrl()))
 			change(true)
 		}),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			log.Info("connected to NATS", "server", hide(nc.ConnectedUrl(), cfg.NATSURL))
+			log.Info("connected to NATS", "server", server(nc.ConnectedUrl()))
 			change(true)
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			throttle.Warn(log, "NATS is unreachable, retrying", "server", hide("", cfg.NATSURL), "error", err)
+			throttle.Warn(log, "NATS is unreachable, retrying", "server", server(""), "error", err)
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
@@ -112,20 +118,20 @@ func Connect(cfg Config) (*Conn, error) {
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
-	where := "at " + hide("", cfg.NATSURL)
-	if cfg.Server != nil {
-		where = "inside this process"
-	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {
 		// The parser of URLs quotes all of what it could not read.
 		if wrong := (*url.Error)(nil); errors.As(err, &wrong) {
 			err = wrong.Err
 		}
+		where := server("")
+		if cfg.Server == nil {
+			where = "at " + where
+		}
 		return nil, fmt.Errorf("connect to NATS %s: %w", where, err)
 	}
 	if cfg.Patient && !nc.IsConnected() {
-		log.Warn("NATS is unreachable, retrying", "server", where)
+		log.Warn("NATS is unreachable, retrying", "server", server(""))
 	}
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(ackTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
 	if err != nil {
