@@ -1,4 +1,4 @@
-# The four static programs, and nothing else. Needs no BuildKit.
+# The four static programs and the CA certificates, and nothing else. Needs no BuildKit.
 #
 #   docker build -t ctfleet .
 #
