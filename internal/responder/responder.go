@@ -2,11 +2,10 @@ package responder
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -53,29 +53,34 @@ const (
 	fleetWait = 2500 * time.Millisecond
 	// commandLife is how long a command may be carried out.
 	commandLife = 10 * time.Second
+	// drainTime is how long commands under way may take when we are to stop.
+	drainTime = 2 * time.Second
+	// maxSending bounds the commands under way.
+	maxSending = 256
 )
 
 // Responder acts on alerts.
 type Responder struct {
-	file   policy.File
+	file policy.File
+	conn *bus.Conn
+	log  *slog.Logger
+
+	mu     sync.Mutex
 	engine *policy.Engine
-	conn   *bus.Conn
-	log    *slog.Logger
+	fleet  map[string]sighting
+	own    map[string]time.Time // ids of our records, until when they are remembered
 
-	mu        sync.Mutex
-	fleet     map[string]sighting
-	listening time.Time // since when firewalls are heard
-
+	// Of the goroutine that handles alerts.
+	listening time.Time            // since when firewalls are heard
 	handled   map[string]time.Time // alerts decided upon, until when they are remembered
+
+	sending sync.WaitGroup
+	slots   chan struct{} // one per command under way
+
 	decisions *prometheus.CounterVec
 	refused   *prometheus.CounterVec
 	reg       *prometheus.Registry
-}
-
-// sighting is the last health of a firewall and when it came.
-type sighting struct {
-	health events.Health
-	at     time.Time
+	throttle  daemon.Throttle
 }
 
 // New returns a responder for a validated policy.
@@ -85,7 +90,7 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 	}
 	r := &Responder{
 		file: file, engine: policy.New(file), log: deps.Log, reg: deps.Registry,
-		fleet: map[string]sighting{}, handled: map[string]time.Time{},
+		fleet: map[string]sighting{}, own: map[string]time.Time{}, handled: map[string]time.Time{}, slots: make(chan struct{}, maxSending),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),
 	}
@@ -111,58 +116,49 @@ func (r *Responder) Ready() error { return r.conn.Connected() }
 func (r *Responder) Run(ctx context.Context) error {
 	defer r.conn.Close()
 	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
-	stop, err := r.conn.Subscribe(events.SubjectHealth+".*", r.sight)
+	stopHealth, err := r.conn.Subscribe(events.SubjectHealth+".*", r.sight)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	if r.conn.WaitConnected(ctx) != nil {
-		return nil
+	defer stopHealth()
+	stopDecisions, err := r.conn.Subscribe(decisionSubject, r.learn)
+	if err != nil {
+		return err
+	}
+	defer stopDecisions()
+	if r.recall(ctx) != nil {
+		return nil // ctx ended
 	}
 	r.listening = time.Now()
-	return r.conn.Work(ctx, bus.StreamAlerts, durable, events.SubjectAlerts+"."+events.Firing+".>", r.alert)
+	// What is under way when we are to stop gets a little time.
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	err = r.conn.Work(ctx, bus.StreamAlerts, durable, events.SubjectAlerts+"."+events.Firing+".>", func(ctx context.Context, m bus.Msg) error {
+		return r.alert(ctx, sending, m)
+	})
+	defer time.AfterFunc(drainTime, cancel).Stop()
+	r.sending.Wait()
+	return err
 }
 
-func (r *Responder) sight(subject string, data []byte) {
-	var h events.Health
-	name, err := events.SubjectFirewall(subject, events.SubjectHealth)
-	if err == nil {
-		err = events.Unmarshal(data, &h)
-	}
-	if err == nil && h.Firewall != name {
-		err = fmt.Errorf("it says it is from %s", h.Firewall)
-	}
-	if err != nil {
-		r.refuse("health", subject, err)
-		return
-	}
-	r.mu.Lock()
-	r.fleet[name] = sighting{h, time.Now()}
-	r.mu.Unlock()
-}
+// decisionSubject is where all responders record what they decide.
+var decisionSubject = events.AuditSubject(events.ActorResponder, events.VerbDecision)
 
 func (r *Responder) refuse(kind, subject string, err error) {
 	r.refused.WithLabelValues(kind).Inc()
-	r.log.Warn("refused a message", "subject", subject, "error", err)
+	r.throttle.Warn(r.log, "refused a message", "subject", subject, "error", err)
 }
 
-// known lists the firewalls heard of, for the policy.
-func (r *Responder) known() []policy.Firewall {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var out []policy.Firewall
-	for name, s := range r.fleet {
-		out = append(out, policy.Firewall{Name: name, Realm: s.health.Realm, Fresh: time.Since(s.at) < freshFor && !s.health.Stopping})
-	}
-	return out
-}
+const (
+	// rememberAlerts is how long an alert's id is remembered after its last update.
+	rememberAlerts = time.Hour
+	// rememberRecords is how long our own record may take to come back to us.
+	rememberRecords = time.Minute
+)
 
-// rememberAlerts is how long an alert's id is remembered after its last update.
-const rememberAlerts = time.Hour
-
-// alert decides about one firing alert and carries the decision out. An error
-// means: try again.
-func (r *Responder) alert(ctx context.Context, m bus.Msg) error {
+// alert decides about one firing alert, records the decision and begins to
+// carry it out. An error means: try again.
+func (r *Responder) alert(ctx, sending context.Context, m bus.Msg) error {
 	var a events.Alert
 	err := events.Unmarshal(m.Data, &a)
 	if err == nil {
@@ -174,41 +170,44 @@ func (r *Responder) alert(ctx context.Context, m bus.Msg) error {
 	}
 	r.awaitFleet(ctx, &a)
 	now := time.Now()
-	for id, until := range r.handled {
-		if now.After(until) {
-			delete(r.handled, id)
-		}
-	}
+	forget(r.handled, now)
+	r.mu.Lock()
+	forget(r.own, now)
 	d, ok := r.engine.Decide(&a, now.Sub(m.Time), now, r.known())
+	r.mu.Unlock()
 	_, before := r.handled[a.ID]
 	if !ok || before && d.Outcome == events.OutcomeDeclined {
 		return nil // nobody asked about it, or the same "no" to an update of the same alert
 	}
+	rec, commands := r.describe(&a, d, now)
+	// First the record, then the deed.
+	if err := r.record(ctx, rec); err != nil {
+		// Nothing was done: the next attempt begins anew.
+		if d.Outcome != events.OutcomeDeclined {
+			r.mu.Lock()
+			r.engine.Retract(a.Realm, d)
+			r.mu.Unlock()
+		}
+		r.throttle.Warn(r.log, "cannot record a decision, nothing is done until it is", "alert", a.ID, "error", err)
+		return err
+	}
 	r.handled[a.ID] = now.Add(rememberAlerts)
-	return r.carryOut(ctx, &a, d)
+	r.log.Info("decision", "alert", a.ID, "rule", a.Rule, "key", a.Key, "mode", d.Mode, "outcome", d.Outcome, "firewalls", d.Firewalls, "reason", d.Reason)
+	if len(commands) > 0 {
+		// A firewall that does not answer must not hold up the next alert.
+		r.sending.Go(func() { r.carryOut(sending, rec, commands) })
+	}
+	return nil
 }
 
-// awaitFleet waits, for a moment after the start, until the firewalls of an
-// alert have been heard.
-func (r *Responder) awaitFleet(ctx context.Context, a *events.Alert) {
-	for time.Since(r.listening) < fleetWait && ctx.Err() == nil {
-		r.mu.Lock()
-		heard := 0
-		for name := range a.Firewalls {
-			if _, ok := r.fleet[name]; ok {
-				heard++
-			}
-		}
-		r.mu.Unlock()
-		if heard == len(a.Firewalls) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+// forget removes what need not be remembered any more.
+func forget(until map[string]time.Time, now time.Time) {
+	maps.DeleteFunc(until, func(_ string, t time.Time) bool { return now.After(t) })
 }
 
 // matches refuses an alert whose subject says something else than its body:
-// permissions are granted by subject.
+// permissions are granted by subject. Its scope must be its realm's, or one
+// firewall, which is then the only one it may name.
 func matches(subject string, a *events.Alert) error {
 	key := a.Key
 	if p, err := events.ParsePrefix(a.Key); err == nil {
@@ -217,81 +216,53 @@ func matches(subject string, a *events.Alert) error {
 	if want := events.AlertSubject(a.State, a.Rule, a.Scope, key); want != subject {
 		return fmt.Errorf("its body belongs on %s", want)
 	}
+	if a.Scope == events.RealmScope(a.Realm) {
+		return nil
+	}
+	if err := events.CheckFirewall(a.Scope); err != nil {
+		return fmt.Errorf("its scope %s is not that of its realm %s", a.Scope, a.Realm)
+	}
+	for name := range a.Firewalls {
+		if name != a.Scope {
+			return fmt.Errorf("its scope is %s, but it names %s", a.Scope, name)
+		}
+	}
 	return nil
 }
 
-func (r *Responder) carryOut(ctx context.Context, a *events.Alert, d policy.Decision) error {
+// describe makes the record of a decision and the commands that it causes.
+func (r *Responder) describe(a *events.Alert, d policy.Decision, now time.Time) (*events.Decision, []*events.Command) {
 	rec := &events.Decision{
 		ID: policy.CommandID(a.ID, "", d.Action), Alert: a.ID, Rule: a.Rule, Scope: a.Scope, Realm: a.Realm, Key: a.Key,
-		Mode: d.Mode, Action: d.Action, Outcome: d.Outcome, Reason: d.Reason, Firewalls: d.Firewalls, Time: time.Now().UnixMilli(),
+		Mode: d.Mode, Action: d.Action, Outcome: d.Outcome, Reason: d.Reason, Firewalls: d.Firewalls, Time: now.UnixMilli(),
 		Simulated: d.Outcome == events.OutcomeSimulated,
 	}
 	if len(d.Away) > 0 {
-		rec.Reason += fmt.Sprintf(" (cannot be reached: %s)", strings.Join(d.Away, ", "))
+		rec.Reason = short(fmt.Sprintf("%s (cannot be reached: %s)", d.Reason, strings.Join(d.Away, ", ")))
 	}
-	var commands []*events.Command
-	if d.Outcome == events.OutcomeCommanded {
-		commands = r.commands(a, d)
-		for _, c := range commands {
-			rec.Commands = append(rec.Commands, c.ID)
-		}
+	if d.Outcome != events.OutcomeCommanded {
+		return rec, nil
 	}
-	// First the record, then the deed.
-	if err := r.record(ctx, rec); err != nil {
+	commands := r.commands(a, d)
+	for _, c := range commands {
+		rec.Commands = append(rec.Commands, c.ID)
+	}
+	return rec, commands
+}
+
+// recordID identifies a record: recorded twice, it is kept once.
+func recordID(d *events.Decision) string {
+	return fmt.Sprintf("decision:%s:%s:%d", d.ID, d.Outcome, d.Time)
+}
+
+func (r *Responder) record(ctx context.Context, d *events.Decision) error {
+	id := recordID(d)
+	r.mu.Lock()
+	r.own[id] = time.Now().Add(r.file.CoolDown + rememberRecords)
+	r.mu.Unlock()
+	if err := r.conn.PublishMessage(ctx, decisionSubject, id, d); err != nil {
 		return err
 	}
-	r.log.Info("decision", "alert", a.ID, "rule", a.Rule, "key", a.Key, "mode", d.Mode, "outcome", d.Outcome, "firewalls", d.Firewalls, "reason", d.Reason)
-	var wg sync.WaitGroup
-	failures := make([]error, len(commands))
-	for i, c := range commands {
-		wg.Go(func() { failures[i] = r.send(ctx, c) })
-	}
-	wg.Wait()
-	if err := errors.Join(failures...); err != nil {
-		rec.Outcome, rec.Reason = events.OutcomeFailed, strings.ReplaceAll(err.Error(), "\n", "; ")
-		return r.record(ctx, rec)
-	}
+	r.decisions.WithLabelValues(d.Outcome).Inc()
 	return nil
-}
-
-// commands makes one command per firewall, to be carried out by its present
-// producer within commandLife by its own clock.
-func (r *Responder) commands(a *events.Alert, d policy.Decision) []*events.Command {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var out []*events.Command
-	for _, name := range d.Firewalls {
-		s := r.fleet[name]
-		out = append(out, &events.Command{
-			// A firing alert is acted upon again after its cool-down: Updated
-			// keeps the second command from being refused as a repetition, and
-			// is the same for two responders.
-			ID:   policy.CommandID(fmt.Sprintf("%s@%d", a.ID, a.Updated), name, d.Action),
-			Verb: events.VerbFlush, Firewall: name, Boot: s.health.Boot,
-			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
-			Actor:   events.ActorResponder, Reason: d.Reason, Alert: a.ID, Rule: a.Rule,
-			Addresses: []string{a.Key}, By: d.By,
-		})
-	}
-	slices.SortFunc(out, func(a, b *events.Command) int { return strings.Compare(a.Firewall, b.Firewall) })
-	return out
-}
-
-// send commands one firewall. A refusal is an answer: the receipt says why.
-func (r *Responder) send(ctx context.Context, c *events.Command) error {
-	ctx, cancel := context.WithTimeout(ctx, commandLife)
-	defer cancel()
-	var receipt events.Receipt
-	if err := r.conn.Request(ctx, events.CommandSubject(c.Firewall, c.Verb), c, &receipt); err != nil {
-		return fmt.Errorf("%s: %w", c.Firewall, err)
-	}
-	r.log.Info("receipt", "firewall", receipt.Firewall, "addresses", receipt.Addresses, "matched", receipt.Matched, "deleted", receipt.Deleted,
-		"refused", receipt.Refused, "error", receipt.Error, "ms", receipt.DurationMS)
-	return nil
-}
-
-func (r *Responder) record(ctx context.Context, rec *events.Decision) error {
-	r.decisions.WithLabelValues(rec.Outcome).Inc()
-	id := fmt.Sprintf("decision:%s:%s:%d", rec.ID, rec.Outcome, rec.Time)
-	return r.conn.PublishMessage(ctx, events.AuditSubject(events.ActorResponder, events.VerbDecision), id, rec)
 }
