@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -144,6 +145,14 @@ func TestWithoutPermission(t *testing.T) {
 	r = weak.run(t, "producer", "--name", "fw-a", "--check")
 	if r.code != 1 || !strings.Contains(r.stdout, "FATAL") || !strings.Contains(r.stdout, "CAP_NET_ADMIN") {
 		t.Errorf("producer --check as nobody: %+v", r)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, int(nobody.Credential.Uid), -1)); err != nil {
+		t.Fatal(err)
+	}
+	r = weak.run(t, "ctfleet", "up", "--name", "fw-a", "--dir", dir, "--nats-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0")
+	if r.code != 1 || r.stdout != "" || !strings.Contains(r.stderr, "CAP_NET_ADMIN") || !strings.Contains(r.stderr, "watch the connection table") {
+		t.Errorf("up as nobody: %+v", r)
 	}
 	r = weak.run(t, "ctfleet", "up", "--name", "fw-a", "--dir", "/nosuch", "--nats-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0")
 	if r.code != 1 || !strings.Contains(r.stderr, "/nosuch") {

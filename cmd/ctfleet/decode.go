@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,8 @@ import (
 
 type decodeCmd struct{}
 
-func (*decodeCmd) Run() error {
-	data, err := io.ReadAll(io.LimitReader(os.Stdin, events.MaxBatchBytes+1))
+func (*decodeCmd) Run(ctx context.Context) error {
+	data, err := interruptible(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(os.Stdin, events.MaxBatchBytes+1)) })
 	if err != nil {
 		return fmt.Errorf("read standard input: %w", err)
 	}

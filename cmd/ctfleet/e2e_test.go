@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +32,7 @@ func newFleet(t *testing.T, firewalls ...string) *fleet {
 	t.Helper()
 	var spec lab.Spec
 	for _, name := range firewalls {
-		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{Name: name, Sysctls: map[string]string{
+		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{Name: name, IPv6: true, Sysctls: map[string]string{
 			"net.netfilter.nf_conntrack_events": "1", "net.netfilter.nf_conntrack_udp_timeout": "300",
 		}})
 	}
@@ -68,9 +70,12 @@ func (f *fleet) aggregator(args ...string) (*process, string) {
 // flood sends new flows of one source through a firewall.
 func (f *fleet) flood(firewall, source string, first, count int) {
 	f.t.Helper()
+	src, servers := netip.MustParseAddr(source), lab.ServerPrefix4
+	if src.Is6() {
+		servers = lab.ServerPrefix6
+	}
 	rep, err := traffic.Flood{
-		Protocol: 17, Sources: netip.MustParsePrefix(source + "/32"), Destinations: lab.ServerPrefix4, DestinationCount: 10, Port: 53,
-		First: first, Count: count,
+		Protocol: 17, Sources: netip.PrefixFrom(src, src.BitLen()), Destinations: servers, DestinationCount: 10, Port: 53, First: first, Count: count,
 	}.Run(f.t.Context(), f.lab.Firewall(firewall))
 	if err != nil || rep.Sent != count || rep.Lost != 0 {
 		f.t.Fatalf("flood through %s: sent %d of %d, lost %d: %v", firewall, rep.Sent, count, rep.Lost, err)
@@ -271,6 +276,7 @@ func TestFleet(t *testing.T) {
 	})
 
 	t.Run("flush", func(t *testing.T) { f.testFlush(t) })
+	t.Run("flush at a terminal", func(t *testing.T) { f.testFlushAsks(t) })
 	t.Run("firewalls", func(t *testing.T) { f.testFirewalls(t) })
 	t.Run("decode", func(t *testing.T) { f.testDecode(t) })
 	t.Run("http", func(t *testing.T) { f.testHTTP(t, api, pa, resp) })
@@ -285,7 +291,7 @@ func TestFleet(t *testing.T) {
 			t.Errorf("%s after its stop: %s, lost %d, missing %d", fw.Firewall, fw.State, fw.Lost, fw.Missing)
 		}
 	}
-	if rows := f.top("--window", "60s").Rows; len(rows) != 4 || rows[2].Key != "198.18.3.3" || rows[2].Value != 50 {
+	if rows := f.top("--window", "60s").Rows; len(rows) != 7 || rows[2].Key != "198.18.3.3" || rows[2].Value != 50 {
 		t.Errorf("after the stop: %+v", rows)
 	}
 	agg.stop()
@@ -319,6 +325,8 @@ func (f *fleet) testFlush(t *testing.T) {
 		return strings.Join(s, ", "), r.code
 	}
 	f.flood("fw-a", "198.18.2.2", 0, 30)
+	f.flood("fw-a", "2001:db8:18::7", 0, 20)
+	f.flood("fw-a", "2001:db8:18::8", 0, 10)
 	for _, c := range []struct {
 		args []string
 		want string
@@ -331,6 +339,9 @@ func (f *fleet) testFlush(t *testing.T) {
 		{[]string{"203.0.113.0", "-y", "--by", "dst", "--firewall", "fw-b"}, "fw-b 4/4 []", 0},
 		{[]string{"198.18.1.0/24", "--yes", "--reason", "a test"}, "fw-a 100/100 [], fw-b 36/36 []", 0},
 		{[]string{"198.18.1.0/24", "-y"}, "fw-a 0/0 [], fw-b 0/0 []", 0},
+		{[]string{"2001:db8:18::7", "-y", "--firewall", "fw-a"}, "fw-a 20/20 []", 0},
+		{[]string{"2001:db8:18::/64", "-y"}, "fw-a 10/10 [], fw-b 0/0 []", 0},
+		{[]string{"2001:db8::/32", "-y", "--firewall", "fw-a"}, "fw-a 0/0 [{prefix-too-wide 0}]", 3},
 		{[]string{"0.0.0.0/0", "-y"}, "fw-a 0/0 [{prefix-too-wide 0}], fw-b 0/0 [{prefix-too-wide 0}]", 3},
 		{[]string{"::/0", "-y", "--firewall", "fw-a"}, "fw-a 0/0 [{prefix-too-wide 0}]", 3},
 		{[]string{"127.0.0.1", "-y", "--firewall", "fw-a"}, "fw-a 0/0 [{protected 0}]", 3},
@@ -352,6 +363,42 @@ func (f *fleet) testFlush(t *testing.T) {
 	}
 	if r := f.run(t, "ctfleet", "audit", "list", "-o", "raw", "--address", "198.18.1.0/24"); strings.Count(r.stdout, "operator: a test") < 2 {
 		t.Errorf("the reason of a flush is not in the audit:\n%s", r.stdout)
+	}
+}
+
+// testFlushAsks sits at a terminal: the dry run is shown, and nothing but a yes
+// deletes.
+func (f *fleet) testFlushAsks(t *testing.T) {
+	f.flood("fw-b", "198.18.4.4", 0, 25)
+	for _, c := range []struct {
+		typed string // "" is Ctrl-C
+		code  int
+		says  string
+	}{
+		{"n\n", 1, "nothing was deleted"},
+		{"\n", 1, "nothing was deleted"},
+		{"\x04", 1, "nothing was deleted"}, // end of input
+		{"", 1, "nothing was deleted"},
+		{"y\n", 0, ""},
+	} {
+		keyboard, tty := openTerminal(t)
+		p := f.startWith(t, tty, "ctfleet", "flush", "198.18.4.4", "--firewall", "fw-b", "-o", "json")
+		p.says(&p.stderr, `fw-b +25 +0 +0 .*dry run: nothing was deleted\s+(Delete these entries of 198.18.4.4 on 1 firewalls\? \[y/N\])`)
+		if c.typed == "" {
+			if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+		} else if _, err := keyboard.WriteString(c.typed); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-p.ended:
+		case <-time.After(stopTime):
+			t.Fatalf("after %q it still waits", c.typed)
+		}
+		if code := p.cmd.ProcessState.ExitCode(); code != c.code || !strings.Contains(p.stderr.String(), c.says) || (c.code == 0) != strings.Contains(p.stdout.String(), `"deleted":25`) {
+			t.Errorf("after %q: exit code %d, want %d:\n%s%s", c.typed, code, c.code, p.stdout.String(), p.stderr.String())
+		}
 	}
 }
 
@@ -410,6 +457,21 @@ func (f *fleet) testDecode(t *testing.T) {
 	if seen < 300 {
 		t.Errorf("%d of the attacker's flows are in the batches, want at least 300", seen)
 	}
+	// Every other message is a map that reads as JSON.
+	kinds := map[string]bool{}
+	for _, stream := range []string{bus.StreamLast, bus.StreamAudit, bus.StreamAlerts, bus.StreamSnapshots} {
+		for _, m := range f.stored(stream) {
+			if _, err := decoded(t, m.Data); err != nil {
+				t.Errorf("%s: %v", m.Subject, err)
+			}
+			kinds[strings.Split(m.Subject, ".")[2]] = true
+		}
+	}
+	for _, kind := range []string{"health", "pace", "audit", "alerts", "snapshots"} {
+		if !kinds[kind] {
+			t.Errorf("no message of %s to decode", kind)
+		}
+	}
 	alerts := f.stored(bus.StreamAlerts)
 	r := call{stdin: alerts[0].Data}.run(t, "ctfleet", "decode")
 	if a := parse[events.Alert](t, r.stdout); r.code != 0 || a.Key != attacker || a.Rule != "new-flows-by-source" {
@@ -441,11 +503,20 @@ func (f *fleet) testHTTP(t *testing.T, api string, producer, responder *process)
 			t.Errorf("%s: %d, without %s:\n%s", path, code, want, body)
 		}
 	}
+	// A web page that points its own name at loopback gets nothing.
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, api+"/api/v1/top", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "rebound.example"
+	if resp, err := http.DefaultClient.Do(req); err != nil || resp.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("a foreign Host header: %v, %v", resp, err)
+	}
 	metrics := func(p *process) string {
 		_, body := get(t, p.says(&p.stderr, `msg=metrics url=(http://[0-9.:]+)`)+"/metrics")
 		return body
 	}
-	if body := metrics(producer); !strings.Contains(body, `ctfleet_socket_lost_events_total{firewall="fw-a"} 0`) || !strings.Contains(body, `ctfleet_flushed_entries_total{firewall="fw-a"} 430`) {
+	if body := metrics(producer); !strings.Contains(body, `ctfleet_socket_lost_events_total{firewall="fw-a"} 0`) || !strings.Contains(body, `ctfleet_flushed_entries_total{firewall="fw-a"} 460`) {
 		t.Errorf("metrics of fw-a: %s", body)
 	}
 	if body := metrics(responder); !strings.Contains(body, `ctfleet_decisions_total{outcome="commanded"} 1`) {

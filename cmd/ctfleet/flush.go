@@ -44,7 +44,7 @@ func (c *flushCmd) Run(ctx context.Context) error {
 			return &exitError{2, err}
 		}
 	}
-	if !c.DryRun && !c.Yes && !terminal(os.Stdin) {
+	if !c.DryRun && !c.Yes && !interactive(os.Stdin) {
 		return &exitError{2, errors.New("standard input is no terminal to ask at: give --yes, or --dry-run")}
 	}
 	conn, err := c.connect()
@@ -74,7 +74,8 @@ func (c *flushCmd) Run(ctx context.Context) error {
 			return err
 		}
 		fmt.Fprintf(os.Stderr, "Delete these entries of %s on %d firewalls? [y/N] ", addresses[0], len(firewalls))
-		answer, _ := bufio.NewReader(os.Stdin).ReadString('\n') // end of input is a no
+		// No answer is a no, whatever ended it.
+		answer, _ := interruptible(ctx, func() (string, error) { return bufio.NewReader(os.Stdin).ReadString('\n') })
 		if !strings.EqualFold(strings.TrimSpace(answer), "y") {
 			return &exitError{1, errors.New("nothing was deleted")}
 		}

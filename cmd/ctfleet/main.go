@@ -47,6 +47,10 @@ func main() {
 	k := daemon.Parse("ctfleet", "Watches the connection tables of a fleet of Linux firewalls: who opens flows fastest, who holds the most, which table is about to fill.", &c,
 		kong.UsageOnError())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done()
+		stop() // the next signal ends the process at once
+	}()
 	k.BindTo(ctx, (*context.Context)(nil))
 	err := k.Run()
 	stop()

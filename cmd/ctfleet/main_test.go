@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // These tests run the four programs as an operator does: as processes, with
@@ -159,10 +161,19 @@ func (o *output) String() string {
 // start starts a daemon, which the test stops at its end.
 func (c call) start(t *testing.T, name string, args ...string) *process {
 	t.Helper()
+	return c.startWith(t, nil, name, args...)
+}
+
+// startWith is start with something to read from.
+func (c call) startWith(t *testing.T, stdin *os.File, name string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, program: name, cmd: exec.Command(program(t, name), args...), ended: make(chan struct{})}
 	p.cmd.Env, p.cmd.SysProcAttr, p.cmd.Dir = environment(c.env...), c.as, c.dir
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	p.cmd.WaitDelay = time.Second
+	if stdin != nil {
+		p.cmd.Stdin = stdin
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +194,28 @@ func (c call) start(t *testing.T, name string, args ...string) *process {
 		}
 	})
 	return p
+}
+
+// openTerminal returns the two ends of a pseudo-terminal.
+func openTerminal(t *testing.T) (keyboard, tty *os.File) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { keyboard.Close() })
+	n, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	}
+	if err != nil {
+		t.Fatalf("pseudo-terminal: %v", err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	return keyboard, tty
 }
 
 func (p *process) running() bool {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -109,10 +110,35 @@ func (t *table) flush() error {
 	return t.tabs.Flush()
 }
 
-// terminal reports whether f is a terminal that understands escapes.
-func terminal(f *os.File) bool {
+// interactive reports whether somebody sits at the other end of f.
+func interactive(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil && os.Getenv("TERM") != "dumb"
+	return err == nil
+}
+
+// terminal reports whether f is a terminal that understands escapes.
+func terminal(f *os.File) bool { return interactive(f) && os.Getenv("TERM") != "dumb" }
+
+// interruptible returns what read returns, or gives up when ctx ends: a read of
+// standard input cannot be cancelled, and signals no longer end this process by
+// themselves.
+func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		v, err := read()
+		done <- answer{v, err}
+	}()
+	select {
+	case a := <-done:
+		return a.v, a.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }
 
 // width is the number of columns of a terminal, 80 where it does not say.
