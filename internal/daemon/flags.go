@@ -144,15 +144,30 @@ const stopDeadline = 5 * time.Second
 func Run(log *slog.Logger, run func(context.Context) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	defer context.AfterFunc(ctx, stop)() // the next signal kills
+	return supervise(ctx, log, run, os.Exit)
+}
+
+// supervise is Run without signals: ctx ends when the program is to stop, and
+// exit is called when it does not.
+func supervise(ctx context.Context, log *slog.Logger, run func(context.Context) error, exit func(int)) int {
+	returned := make(chan struct{})
+	defer close(returned)
 	go func() {
-		<-ctx.Done()
-		stop() // the next signal kills
-		time.Sleep(stopDeadline)
-		log.Error("stopping took too long", "deadline", stopDeadline)
-		os.Exit(1)
+		select {
+		case <-ctx.Done():
+		case <-returned:
+			return
+		}
+		select {
+		case <-time.After(stopDeadline):
+			log.Error("stopping took too long", "deadline", stopDeadline)
+			exit(1)
+		case <-returned:
+		}
 	}()
 	err := run(ctx)
-	if err != nil && !(errors.Is(err, context.Canceled) && ctx.Err() != nil) {
+	if err != nil && (ctx.Err() == nil || !errors.Is(err, context.Canceled)) {
 		log.Error(err.Error())
 		return 1
 	}

@@ -31,7 +31,7 @@ func Listen(addr string) (net.Listener, error) {
 }
 
 // Health answers the two questions of an orchestrator. Ready explains what is
-// missing, or returns nil.
+// missing, or returns nil; without it the program is ready when it runs.
 type Health struct{ Ready func() error }
 
 // Mux returns a handler with /metrics, /healthz and /readyz.
@@ -40,9 +40,11 @@ func Mux(reg *prometheus.Registry, h Health) *http.ServeMux {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := h.Ready(); err != nil {
-			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-			return
+		if h.Ready != nil {
+			if err := h.Ready(); err != nil {
+				http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+				return
+			}
 		}
 		fmt.Fprintln(w, "ready")
 	})
@@ -58,6 +60,7 @@ func Serve(ctx context.Context, l net.Listener, handler http.Handler, log *slog.
 	srv := &http.Server{
 		Handler:           checkHost(l.Addr(), handler),
 		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	stopped := make(chan struct{})
@@ -91,7 +94,7 @@ func checkHost(addr net.Addr, next http.Handler) http.Handler {
 			host = h
 		}
 		ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
-		if host != "localhost" && (err != nil || !ip.IsLoopback()) {
+		if !strings.EqualFold(host, "localhost") && (err != nil || !ip.IsLoopback()) {
 			http.Error(w, "this address answers to localhost only", http.StatusMisdirectedRequest)
 			return
 		}
