@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -33,8 +34,8 @@ func Register(mux *http.ServeMux, src Source) {
 		}
 		answer(w, http.StatusOK, reply)
 	})
-	mux.HandleFunc("GET /api/v1/firewalls", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, src.Firewalls()) })
-	mux.HandleFunc("GET /api/v1/alerts", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, src.Alerts()) })
+	mux.HandleFunc("GET /api/v1/firewalls", plain(func() any { return src.Firewalls() }))
+	mux.HandleFunc("GET /api/v1/alerts", plain(func() any { return src.Alerts() }))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprint(w, `ctfleet aggregator
@@ -47,13 +48,35 @@ func Register(mux *http.ServeMux, src Source) {
 	})
 }
 
-// topQuery reads the parameters of /api/v1/top. An unknown one is refused, so
-// that a misspelt "windw" does not answer another question.
+// plain serves a view that has no parameters.
+func plain(view func() any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		params, err := url.ParseQuery(r.URL.RawQuery)
+		for key := range params {
+			err = fmt.Errorf("unknown parameter %q: %s has none", key, r.URL.Path)
+		}
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		answer(w, http.StatusOK, view())
+	}
+}
+
+// topQuery reads the parameters of /api/v1/top. One that is unknown, repeated or
+// badly escaped is refused, so that a misspelt "windw" does not answer another
+// question.
 func topQuery(r *http.Request) (*events.TopQuery, error) {
 	q := &events.TopQuery{}
-	for key, values := range r.URL.Query() {
-		v := values[len(values)-1]
-		var err error
+	params, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("parameters: %w", err)
+	}
+	for key, values := range params {
+		if len(values) > 1 {
+			return nil, fmt.Errorf("parameter %s: is given %d times", key, len(values))
+		}
+		v := values[0]
 		switch key {
 		case "by":
 			q.By = v
@@ -84,6 +107,7 @@ func fail(w http.ResponseWriter, err error) {
 func answer(w http.ResponseWriter, code int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(v) // the client may have gone
 }

@@ -1,0 +1,150 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// source answers with fixed views and remembers what it was asked.
+type source struct {
+	asked *events.TopQuery
+	err   error
+}
+
+func (s *source) Top(q *events.TopQuery) (*events.TopReply, error) {
+	s.asked = q
+	return &events.TopReply{
+		Head: events.Head{V: 1}, By: "src", Metric: "new", WindowS: 30, Scope: "fleet",
+		Rows: []events.TopRow{{Key: "198.18.0.7", Value: 2002, Firewalls: map[string]uint64{"fw-a": 1001, "fw-b": 1001}}},
+	}, s.err
+}
+
+func (*source) Firewalls() *events.FirewallsReply {
+	return &events.FirewallsReply{Head: events.Head{V: 1}, Firewalls: []events.FirewallStatus{{Health: events.Health{Firewall: "fw-a", Realm: "default"}, State: events.StateFresh}}}
+}
+
+func (*source) Alerts() *events.AlertsReply {
+	return &events.AlertsReply{Head: events.Head{V: 1}, Alerts: []events.Alert{}}
+}
+
+func get(t *testing.T, src Source, method, target string) *httptest.ResponseRecorder {
+	t.Helper()
+	mux := http.NewServeMux()
+	Register(mux, src)
+	w := httptest.NewRecorder()
+	mux.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	return w
+}
+
+func TestTopParameters(t *testing.T) {
+	f := func(query string, want events.TopQuery) {
+		t.Helper()
+		src := &source{}
+		if w := get(t, src, http.MethodGet, "/api/v1/top"+query); w.Code != http.StatusOK || *src.asked != want {
+			t.Errorf("%q: %d %s, asked %+v, want %+v", query, w.Code, w.Body, src.asked, want)
+		}
+	}
+	f("", events.TopQuery{})
+	f("?by=dst&metric=active&window=60&firewall=fw-a&realm=branch&limit=5",
+		events.TopQuery{By: "dst", Metric: "active", WindowS: 60, Firewall: "fw-a", Realm: "branch", Limit: 5})
+	f("?realm=branch_z7", events.TopQuery{Realm: "branch_z7"})
+}
+
+func TestBadRequests(t *testing.T) {
+	f := func(path, want string) {
+		t.Helper()
+		src := &source{}
+		w := get(t, src, http.MethodGet, path)
+		var body map[string]string
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
+			t.Fatalf("%s: %s: %v", path, w.Body, err)
+		}
+		if w.Code != http.StatusBadRequest || len(body) != 1 || !strings.Contains(body["error"], want) || src.asked != nil {
+			t.Errorf("%s: %d %v, want %q", path, w.Code, body, want)
+		}
+	}
+	f("/api/v1/top?windw=10", `unknown parameter "windw"`)
+	f("/api/v1/top?window=ten", `parameter window: "ten" is no number`)
+	f("/api/v1/top?window=1e3", `parameter window`)
+	f("/api/v1/top?limit=99999999999999999999", `parameter limit`)
+	f("/api/v1/top?window=-1", "must not be negative")
+	f("/api/v1/top?limit=10001", "limit: 10001")
+	f("/api/v1/top?limit=-1", "limit: -1")
+	f("/api/v1/top?by=moon", `by: "moon"`)
+	f("/api/v1/top?metric=all", `metric: "all"`)
+	f("/api/v1/top?firewall=Fw.A", "firewall name")
+	f("/api/v1/top?firewall=fleet", "reserved")
+	f("/api/v1/top?realm=%3Cscript%3E", "realm")
+	f("/api/v1/top?by=src&by=dst", "given 2 times")
+	f("/api/v1/top?by=%zz", "invalid URL escape")
+	f("/api/v1/top?by=src;metric=new", "semicolon")
+	f("/api/v1/firewalls?realm=a", `unknown parameter "realm"`)
+	f("/api/v1/alerts?x", `unknown parameter "x"`)
+	f("/api/v1/alerts?%zz", "invalid URL escape")
+}
+
+func TestSourceRefuses(t *testing.T) {
+	w := get(t, &source{err: errors.New("windows kept: 10s, 60s")}, http.MethodGet, "/api/v1/top?window=11")
+	if w.Code != http.StatusBadRequest || w.Body.String() != `{"error":"windows kept: 10s, 60s"}`+"\n" {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	f := func(path, want string) {
+		t.Helper()
+		w := get(t, &source{}, http.MethodGet, path)
+		if w.Code != http.StatusOK || w.Body.String() != want+"\n" {
+			t.Errorf("%s: %d %s, want %s", path, w.Code, w.Body, want)
+		}
+		h := w.Header()
+		if h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s: header %v", path, h)
+		}
+	}
+	// Scripts depend on these keys.
+	f("/api/v1/top", `{"v":1,"by":"src","metric":"new","window_s":30,"scope":"fleet","rows":[{"key":"198.18.0.7","value":2002,"firewalls":{"fw-a":1001,"fw-b":1001}}]}`)
+	f("/api/v1/alerts", `{"v":1,"alerts":[]}`)
+}
+
+// TestFirewallKeys: what the firewall says of itself and what the centre knows
+// stand side by side.
+func TestFirewallKeys(t *testing.T) {
+	var body struct {
+		Firewalls []map[string]any `json:"firewalls"`
+	}
+	w := get(t, &source{}, http.MethodGet, "/api/v1/firewalls")
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || len(body.Firewalls) != 1 {
+		t.Fatalf("%s: %v", w.Body, err)
+	}
+	keys := slices.Collect(maps.Keys(body.Firewalls[0]))
+	for _, want := range []string{"firewall", "realm", "boot", "table", "kernel", "stream", "state", "age_ms", "events", "events_per_s", "lost", "missing", "active_known", "active", "boots"} {
+		if !slices.Contains(keys, want) {
+			t.Errorf("key %q is missing among %v", want, keys)
+		}
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	for _, path := range []string{"/api/v1/top", "/api/v1/firewalls", "/api/v1/alerts", "/"} {
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
+			if w := get(t, &source{}, method, path); w.Code != http.StatusMethodNotAllowed {
+				t.Errorf("%s %s: %d", method, path, w.Code)
+			}
+		}
+	}
+	if w := get(t, &source{}, http.MethodGet, "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "/api/v1/top") {
+		t.Errorf("/: %d %s", w.Code, w.Body)
+	}
+	if w := get(t, &source{}, http.MethodGet, "/api/v1/none"); w.Code != http.StatusNotFound {
+		t.Errorf("an unknown path: %d", w.Code)
+	}
+}
