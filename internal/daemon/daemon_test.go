@@ -213,7 +213,7 @@ func TestThrottle(t *testing.T) {
 		time.Sleep(5*time.Second - 1)
 		th.Warn(log, "down", "n", 5)
 		said("")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		th.Warn(log, "down", "n", 6)
 		said("level=WARN msg=down n=6 suppressed=4\n")
 		time.Sleep(5 * time.Second)
