@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -24,32 +25,7 @@ type Identity struct {
 // Identify reads the addresses and routes of ns (nil: the process's own).
 func Identify(ns *Namespace) (Identity, error) {
 	var id Identity
-	err := ns.Do(func() error {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-		if err != nil {
-			return fmt.Errorf("list addresses: %w", err)
-		}
-		for _, a := range addrs {
-			if ip, ok := netip.AddrFromSlice(a.IP); ok {
-				id.Addresses = append(id.Addresses, ip.Unmap())
-			}
-		}
-		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
-		if err != nil {
-			return fmt.Errorf("list routes: %w", err)
-		}
-		for _, r := range routes {
-			if ip, ok := netip.AddrFromSlice(r.Gw); ok {
-				id.Gateways = append(id.Gateways, ip.Unmap())
-			}
-			for _, hop := range r.MultiPath {
-				if ip, ok := netip.AddrFromSlice(hop.Gw); ok {
-					id.Gateways = append(id.Gateways, ip.Unmap())
-				}
-			}
-		}
-		return nil
-	})
+	err := ns.Do(func() error { return id.read() })
 	if err != nil {
 		return id, fmt.Errorf("identify host: %w", err)
 	}
@@ -59,6 +35,57 @@ func Identify(ns *Namespace) (Identity, error) {
 		*list = slices.Compact(*list)
 	}
 	return id, err
+}
+
+// read fills in the addresses and gateways of the calling thread's namespace.
+func (id *Identity) read() error {
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		id.Addresses = appendIP(id.Addresses, a.IP)
+	}
+	// Of every table: a firewall with several uplinks routes by policy.
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		id.gateway(r.Gw, r.Via)
+		for _, hop := range r.MultiPath {
+			id.gateway(hop.Gw, hop.Via)
+		}
+	}
+	return nil
+}
+
+// gateway adds a next hop; via is one of another family (IPv4 by way of IPv6).
+func (id *Identity) gateway(ip net.IP, via netlink.Destination) {
+	id.Gateways = appendIP(id.Gateways, ip)
+	if v, ok := via.(*netlink.Via); ok {
+		id.Gateways = appendIP(id.Gateways, v.Addr)
+	}
+}
+
+func appendIP(list []netip.Addr, ip net.IP) []netip.Addr {
+	if a, ok := netip.AddrFromSlice(ip); ok {
+		list = append(list, a.Unmap())
+	}
+	return list
+}
+
+// whole lists again when the kernel's list changed while it was read.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	const tries = 5
+	for try := 1; ; try++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == tries {
+			return out, err
+		}
+	}
 }
 
 func readResolvers(path string) ([]netip.Addr, error) {
@@ -71,7 +98,8 @@ func readResolvers(path string) ([]netip.Addr, error) {
 	}
 	defer f.Close()
 	var out []netip.Addr
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
 		words := strings.Fields(lines.Text())
 		if len(words) < 2 || words[0] != "nameserver" {
 			continue
@@ -80,6 +108,9 @@ func readResolvers(path string) ([]netip.Addr, error) {
 			out = append(out, a.WithZone("").Unmap())
 		}
 	}
+	if err := lines.Err(); err != nil {
+		return out, fmt.Errorf("identify host: read %s: %w", path, err)
+	}
 	return out, nil
 }
 
@@ -87,10 +118,11 @@ func readResolvers(path string) ([]netip.Addr, error) {
 // kernel shows nobody its connection table.
 func NetAdmin() bool {
 	data, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(data)) {
+	return err == nil && netAdmin(string(data))
+}
+
+func netAdmin(status string) bool {
+	for line := range strings.Lines(status) {
 		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
 			caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
 			return err == nil && caps&(1<<unix.CAP_NET_ADMIN) != 0
@@ -102,16 +134,23 @@ func NetAdmin() bool {
 // Name is the default firewall name: the full host name, in lower case, with
 // dots and whatever else a name cannot hold turned to dashes.
 func Name() string {
-	h, err := os.Hostname()
-	if err != nil || h == "" {
-		return "firewall"
-	}
+	h, _ := os.Hostname() // without one there is the name of last resort
+	return nameOf(h)
+}
+
+// maxName is the longest firewall name.
+const maxName = 63
+
+func nameOf(hostname string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' {
 			return r
 		}
 		return '-'
-	}, strings.ToLower(h))
+	}, strings.ToLower(hostname))
 	name = strings.TrimLeft(name, "-_")
-	return name[:min(len(name), 63)]
+	if name == "" {
+		return "firewall"
+	}
+	return name[:min(len(name), maxName)]
 }
