@@ -49,9 +49,10 @@ func testDemo(t *testing.T, c call) {
 	f := &fleet{t: t, call: call{env: []string{"NATS_URL=" + nats}}}
 	p.until("it to be ready", func() bool { code, _ := get(t, api+"/readyz"); return code == 200 })
 	p.until("ordinary traffic", func() bool { return len(f.top("--window", "60s").Rows) > 0 })
-	if fleet := f.firewalls(); len(fleet) != 3 || fleet[0].Firewall != "fw-a" || fleet[2].Firewall != "fw-c" {
-		t.Errorf("firewalls: %+v", fleet)
-	}
+	p.until("all three firewalls to report", func() bool {
+		fleet := f.firewalls()
+		return len(fleet) == 3 && fleet[0].Firewall == "fw-a" && fleet[2].Firewall == "fw-c"
+	})
 	if code, body := get(t, api+"/api/v1/top?window=60"); code != 200 || !strings.Contains(body, `"rows":[{"key":"`) {
 		t.Errorf("top by HTTP: %d %s", code, body)
 	}

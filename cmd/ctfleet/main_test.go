@@ -280,10 +280,17 @@ func until(t *testing.T, what string, ok func() bool) {
 // get asks an HTTP server and returns the status and the body.
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
+	return getAs(t, "", url)
+}
+
+// getAs is get with a Host header, "" for the one that belongs there.
+func getAs(t *testing.T, host, url string) (int, string) {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Host = host
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -1,9 +1,11 @@
 package producer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
@@ -16,7 +18,11 @@ func (p *Producer) preflight() {
 	granted, wanted := p.reader.Buffer()
 	var list []string
 	for _, f := range host.Preflight(gather(p.opt, p.ns, granted, wanted)) {
-		p.log.Warn(f.What, "remedy", f.Remedy)
+		level := slog.LevelWarn
+		if f.Fatal {
+			level = slog.LevelError
+		}
+		p.log.Log(context.Background(), level, f.What, "remedy", f.Remedy)
 		list = append(list, f.String())
 	}
 	p.problems.Store(&list)
