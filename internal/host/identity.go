@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -44,37 +45,37 @@ func (id *Identity) read() error {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		id.Addresses = appendIP(id.Addresses, a.IP)
-	}
-	// Of every table: a firewall with several uplinks routes by policy.
-	routes, err := whole(func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		id.gateway(r.Gw, r.Via)
-		for _, hop := range r.MultiPath {
-			id.gateway(hop.Gw, hop.Via)
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			id.Addresses = append(id.Addresses, ip.Unmap())
 		}
 	}
+	// Of every table: a firewall with several uplinks routes by policy. One by
+	// one: a table may hold a million routes, which have few gateways.
+	gateways := map[netip.Addr]struct{}{}
+	routes := func() ([]struct{}, error) {
+		return nil, netlink.RouteListFilteredIter(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			hop(gateways, r.Gw, r.Via)
+			for _, h := range r.MultiPath {
+				hop(gateways, h.Gw, h.Via)
+			}
+			return true
+		})
+	}
+	if _, err := whole(routes); err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	id.Gateways = slices.Collect(maps.Keys(gateways))
 	return nil
 }
 
-// gateway adds a next hop; via is one of another family (IPv4 by way of IPv6).
-func (id *Identity) gateway(ip net.IP, via netlink.Destination) {
-	id.Gateways = appendIP(id.Gateways, ip)
-	if v, ok := via.(*netlink.Via); ok {
-		id.Gateways = appendIP(id.Gateways, v.Addr)
-	}
-}
-
-func appendIP(list []netip.Addr, ip net.IP) []netip.Addr {
+// hop adds a next hop; via is one of another family (IPv4 by way of IPv6).
+func hop(set map[netip.Addr]struct{}, ip net.IP, via netlink.Destination) {
 	if a, ok := netip.AddrFromSlice(ip); ok {
-		list = append(list, a.Unmap())
+		set[a.Unmap()] = struct{}{}
 	}
-	return list
+	if v, ok := via.(*netlink.Via); ok {
+		hop(set, v.Addr, nil)
+	}
 }
 
 // whole lists again when the kernel's list changed while it was read.
