@@ -10,24 +10,20 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/demo"
 	"github.com/ctfleet/ctfleet/internal/lab"
-	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 )
 
-// TestDemo runs the show as root and as a user without rights, looks at it from
+// TestDemo runs the show as root, as a rule, and as a user without rights, looks at it from
 // the host meanwhile, and reads its one JSON object at the end.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	labtest.Require(t)
-	t.Run("root", func(t *testing.T) {
+	requireLab(t)
+	t.Run("as we are", func(t *testing.T) {
 		t.Parallel()
 		testDemo(t, call{})
 	})
 	t.Run("nobody", func(t *testing.T) {
 		t.Parallel()
 		requireRoot(t) // to become nobody
-		if err := lab.Permitted(); err != nil {
-			t.Skip(err)
-		}
 		home := t.TempDir()
 		if err := os.Chmod(filepath.Dir(home), 0o755); err != nil { // others may not pass as it is
 			t.Fatal(err)
@@ -37,6 +33,20 @@ func TestDemo(t *testing.T) {
 		}
 		testDemo(t, call{as: nobody, dir: home, env: []string{"HOME=" + home, "TMPDIR=" + home}})
 	})
+}
+
+// requireLab skips, or fails, where no lab can be built, not even in a user
+// namespace.
+func requireLab(t *testing.T) {
+	t.Helper()
+	err := lab.Permitted()
+	switch {
+	case err == nil:
+	case os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1":
+		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs a lab: %v", err)
+	default:
+		t.Skip(err)
+	}
 }
 
 func testDemo(t *testing.T, c call) {
@@ -87,7 +97,7 @@ func testDemo(t *testing.T, c call) {
 // TestDemoStops: Ctrl-C ends the show early, and says that it was too early.
 func TestDemoStops(t *testing.T) {
 	t.Parallel()
-	labtest.Require(t)
+	requireLab(t)
 	p := call{}.start(t, "ctfleet", "demo")
 	p.says(&p.stdout, `(ordinary traffic through three firewalls)`)
 	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {

@@ -55,10 +55,35 @@ func Parse(name string, data []byte, v any) (err error) {
 	}
 	if val, ok := v.(Validator); ok {
 		if err := val.Validate(); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", locate(name, data, err), err)
 		}
 	}
 	return nil
+}
+
+// Located is implemented by errors of a [Validator] that know the key that is
+// wrong, as a path such as "$.policies[1].where".
+type Located interface {
+	error
+	KeyPath() string
+}
+
+// locate adds to name where the key is that err is about, if it is in the file.
+func locate(name string, data []byte, err error) string {
+	var l Located
+	if !errors.As(err, &l) {
+		return name
+	}
+	path, err := yaml.PathString(l.KeyPath())
+	if err != nil {
+		return name
+	}
+	node, err := path.ReadNode(bytes.NewReader(data))
+	if err != nil || node == nil || node.GetToken() == nil {
+		return name
+	}
+	at := node.GetToken().Position
+	return fmt.Sprintf("%s:%d:%d", name, at.Line, at.Column)
 }
 
 var unknownField = regexp.MustCompile(`^unknown field "(.*)"$`)

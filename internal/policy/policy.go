@@ -11,7 +11,6 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,51 +64,63 @@ func Default() File {
 	return File{Mode: Observe, CoolDown: time.Minute, MaxAge: 30 * time.Second}
 }
 
+// wrong is an error about one key of the file.
+type wrong struct {
+	path string // such as $.policies[1].where
+	error
+}
+
+func (w wrong) KeyPath() string { return w.path }
+func (w wrong) Unwrap() error   { return w.error }
+
 // Validate reports the first thing that is wrong, naming it.
 func (f *File) Validate() error {
+	refuse := func(path, format string, args ...any) error { return wrong{path, fmt.Errorf(format, args...)} }
 	if err := checkMode("mode", f.Mode); err != nil {
-		return err
+		return wrong{"$.mode", err}
 	}
 	if f.CoolDown < 0 {
-		return fmt.Errorf("cool_down: must not be negative, is %s", f.CoolDown)
+		return refuse("$.cool_down", "cool_down: must not be negative, is %s", f.CoolDown)
 	}
 	if f.MaxAge <= 0 {
-		return fmt.Errorf("max_age: must be positive, is %s", f.MaxAge)
+		return refuse("$.max_age", "max_age: must be positive, is %s", f.MaxAge)
 	}
-	for _, p := range f.Allowlist {
+	for i, p := range f.Allowlist {
+		path := fmt.Sprintf("$.allowlist[%d]", i)
 		if !p.IsValid() {
-			return errors.New("allowlist: an entry is empty")
+			return refuse(path, "allowlist: an entry is empty")
 		}
 		if p != p.Masked() {
-			return fmt.Errorf("allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
+			return refuse(path, "allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
 		}
 	}
 	seen := map[string]bool{}
 	for i := range f.Policies {
 		p := &f.Policies[i]
+		path := fmt.Sprintf("$.policies[%d].", i)
 		if err := events.CheckName(p.Rule); err != nil {
-			return fmt.Errorf("policies[%d]: rule: %w", i, err)
+			return refuse(path+"rule", "policies[%d]: rule: %w", i, err)
 		}
 		if seen[p.Rule] {
-			return fmt.Errorf("policies[%d]: rule %s has a policy already", i, p.Rule)
+			return refuse(path+"rule", "policies[%d]: rule %s has a policy already", i, p.Rule)
 		}
 		seen[p.Rule] = true
 		if p.Mode != "" {
 			if err := checkMode("mode", p.Mode); err != nil {
-				return fmt.Errorf("policy for %s: %w", p.Rule, err)
+				return refuse(path+"mode", "policy for %s: %w", p.Rule, err)
 			}
 		}
 		if p.Action == "" {
 			p.Action = ActionFlush
 		}
 		if p.Action != ActionFlush {
-			return fmt.Errorf("policy for %s: action: %q is not known, this version has %q", p.Rule, p.Action, ActionFlush)
+			return refuse(path+"action", "policy for %s: action: %q is not known, this version has %q", p.Rule, p.Action, ActionFlush)
 		}
 		if p.Where == "" {
 			p.Where = WhereAlert
 		}
 		if !slices.Contains([]string{WhereAlert, WhereRealm}, p.Where) {
-			return fmt.Errorf("policy for %s: where: %q is neither %q nor %q", p.Rule, p.Where, WhereAlert, WhereRealm)
+			return refuse(path+"where", "policy for %s: where: %q is neither %q nor %q", p.Rule, p.Where, WhereAlert, WhereRealm)
 		}
 	}
 	return nil
