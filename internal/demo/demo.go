@@ -67,6 +67,10 @@ const (
 	firstAttack  = 4 * time.Second
 	attackEvery  = 30 * time.Second
 	windowOfRule = 10 * time.Second
+	// patience is how long a conversation waits for its echo: longer than a
+	// busy machine may keep the whole show waiting, short enough that a
+	// conversation that the flush broke shows before a show of 15 s ends.
+	patience = 6 * time.Second
 )
 
 var (
@@ -253,7 +257,7 @@ func (s *show) startTalkers(ctx context.Context) error {
 			clients = append(clients, traffic.Addresses(lab.ClientPrefix6, 4)[1:]...)
 			servers = append(servers, traffic.Addresses(lab.ServerPrefix6, 3)[1:]...)
 		}
-		t, err := traffic.Start(context.WithoutCancel(ctx), fw, traffic.Talk{Clients: clients, Servers: servers, Kept: 2, NewPerSecond: 15})
+		t, err := traffic.Start(context.WithoutCancel(ctx), fw, traffic.Talk{Clients: clients, Servers: servers, Kept: 2, NewPerSecond: 15, Timeout: patience})
 		if err != nil {
 			return err
 		}
