@@ -490,6 +490,26 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestOldAlert: what fired while nobody was there is history after max_age.
+func TestOldAlert(t *testing.T) {
+	r := newRig(t)
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	file := enforce(func(f *policy.File) { f.MaxAge = 300 * time.Millisecond })
+	stop := r.run(file)
+	r.working()
+	stop()
+	r.fire(alert("a1", "198.18.0.1", func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-a": 200} }))
+	time.Sleep(400 * time.Millisecond)
+	r.run(file)
+	if d := r.decisions(1)[0]; d.Outcome != events.OutcomeDeclined || !strings.Contains(d.Reason, "old, at most 300ms is acted upon") {
+		t.Errorf("decision: %+v", d)
+	}
+	if n := len(r.commands("fw-a")); n != 0 {
+		t.Errorf("%d commands were sent", n)
+	}
+}
+
 // TestHealthComesLate: an alert that comes before the first report of its
 // firewall waits for it.
 func TestHealthComesLate(t *testing.T) {
