@@ -28,7 +28,7 @@ race: ## run the tests under the race detector
 
 fuzz: ## fuzz each decoder for FUZZTIME (20s)
 	@grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' cmd internal pkg | sort | while IFS=: read -r file func; do \
-		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" || exit 1; \
+		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "./$${file%/*}" || exit 1; \
 	done
 
 bench: ## take the figures of docs/performance.md, as ratios within one run (root)
