@@ -220,7 +220,28 @@ func (c *Conn) Work(ctx context.Context, stream, durable, filter string, fn func
 	return nil
 }
 
-func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error) error {
+// Enlist creates the durable consumer that [Conn.Work] reads by, where it does
+// not exist: from its return on no message is missed. It keeps trying until ctx
+// ends, and returns nothing but the error of ctx.
+func (c *Conn) Enlist(ctx context.Context, stream, durable, filter string) error {
+	var throttle daemon.Throttle
+	for {
+		_, err := c.worker(ctx, stream, durable, filter)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil && c.NC.IsConnected() { // that it is not is said elsewhere
+			throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "consumer", durable, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryRead):
+		}
+	}
+}
+
+func (c *Conn) worker(ctx context.Context, stream, durable, filter string) (jetstream.Consumer, error) {
 	cons, err := c.JS.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable: durable, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy,
 		// What happened before the first start is history, nothing to act upon.
@@ -228,7 +249,15 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 		AckWait:       30 * time.Second, MaxDeliver: 5, MaxAckPending: 64,
 	})
 	if err != nil {
-		return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
+		return nil, fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
+	}
+	return cons, nil
+}
+
+func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error) error {
+	cons, err := c.worker(ctx, stream, durable, filter)
+	if err != nil {
+		return err
 	}
 	// One at a time: what is fetched ahead waits here, and would be delivered to
 	// another worker as well when its AckWait is over.

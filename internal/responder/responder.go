@@ -2,12 +2,14 @@ package responder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -74,6 +76,8 @@ type Responder struct {
 	listening time.Time            // since when firewalls are heard
 	handled   map[string]time.Time // alerts decided upon, until when they are remembered
 
+	enlisted atomic.Bool // alerts wait for us from now on
+
 	sending sync.WaitGroup
 	slots   chan struct{} // one per command under way
 
@@ -110,12 +114,19 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 }
 
 // Ready returns nil when alerts can reach this responder.
-func (r *Responder) Ready() error { return r.conn.Connected() }
+func (r *Responder) Ready() error {
+	if err := r.conn.Connected(); err != nil {
+		return err
+	}
+	if !r.enlisted.Load() {
+		return errors.New("not enlisted for alerts yet")
+	}
+	return nil
+}
 
 // Run acts until ctx ends.
 func (r *Responder) Run(ctx context.Context) error {
 	defer r.conn.Close()
-	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
 	stopHealth, err := r.conn.Subscribe(events.SubjectHealth+".*", r.sight)
 	if err != nil {
 		return err
@@ -126,20 +137,25 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopDecisions()
-	if r.recall(ctx) != nil {
+	if r.conn.Enlist(ctx, bus.StreamAlerts, durable, firing) != nil || r.recall(ctx) != nil {
 		return nil // ctx ended
 	}
 	r.listening = time.Now()
+	r.enlisted.Store(true)
+	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
 	// What is under way when we are to stop gets a little time.
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	err = r.conn.Work(ctx, bus.StreamAlerts, durable, events.SubjectAlerts+"."+events.Firing+".>", func(ctx context.Context, m bus.Msg) error {
+	err = r.conn.Work(ctx, bus.StreamAlerts, durable, firing, func(ctx context.Context, m bus.Msg) error {
 		return r.alert(ctx, sending, m)
 	})
 	defer time.AfterFunc(drainTime, cancel).Stop()
 	r.sending.Wait()
 	return err
 }
+
+// firing is what a responder reads of the alerts.
+const firing = events.SubjectAlerts + "." + events.Firing + ".>"
 
 // decisionSubject is where all responders record what they decide.
 var decisionSubject = events.AuditSubject(events.ActorResponder, events.VerbDecision)
