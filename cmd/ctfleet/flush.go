@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -21,7 +22,7 @@ type flushCmd struct {
 	client
 	Address  string   `arg:"" help:"An address or a prefix."`
 	Firewall []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
-	Realm    string   `default:"default" help:"The realm whose firewalls are meant (${default})."`
+	Realm    string   `placeholder:"NAME" help:"Whose entries are meant (default: the realm default; with --firewall, each one's own). A conntrack zone is a realm of its own: default_z7."`
 	By       string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
 	DryRun   bool     `help:"Count what would be deleted and delete nothing."`
 	Reason   string   `placeholder:"TEXT" help:"Why: kept in the audit."`
@@ -54,7 +55,7 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	defer conn.Close()
 	firewalls := c.Firewall
 	if len(firewalls) == 0 {
-		if firewalls, err = realmFirewalls(ctx, conn, c.Realm); err != nil {
+		if firewalls, err = realmFirewalls(ctx, conn, cmp.Or(c.Realm, events.RealmDefault)); err != nil {
 			return err
 		}
 	}
@@ -65,7 +66,7 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	run := func(dry bool) (string, []events.Receipt) {
 		id := strings.ToLower(rand.Text())
 		return id, c.command(ctx, conn, firewalls, events.Command{
-			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Addresses: addresses, By: c.By, DryRun: dry,
+			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Realm: c.Realm, Addresses: addresses, By: c.By, DryRun: dry,
 		})
 	}
 	if !c.DryRun && !c.Yes {
@@ -104,7 +105,7 @@ func realmFirewalls(ctx context.Context, conn *bus.Conn, realm string) ([]string
 		if err == nil {
 			err = events.Unmarshal(m.Data, &h)
 		}
-		if err == nil && h.Firewall == name && h.Realm == realm && !h.Stopping {
+		if err == nil && h.Firewall == name && inRealm(h.Realm, realm) && !h.Stopping {
 			names = append(names, name)
 		}
 	}
@@ -113,6 +114,13 @@ func realmFirewalls(ctx context.Context, conn *bus.Conn, realm string) ([]string
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// inRealm reports whether a firewall of the realm own has entries of realm: its
+// own, or one of its conntrack zones.
+func inRealm(own, realm string) bool {
+	_, ok := events.ZoneOf(realm, own)
+	return ok
 }
 
 // command sends one command to each firewall and collects the receipts, in the

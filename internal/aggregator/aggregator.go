@@ -34,7 +34,8 @@ func (o *Options) Load() (rule.File, error) {
 	if o.Rules == "" {
 		return f, nil
 	}
-	return f, config.ReadFile(o.Rules, &f)
+	err := config.ReadFile(o.Rules, &f)
+	return f, err
 }
 
 // Dependencies are what an aggregator is given by whoever runs it.

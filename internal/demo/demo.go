@@ -330,7 +330,9 @@ func (s *show) takeAlert(m bus.Msg) {
 	if fired && a.Rule == ruleName && s.alerted.IsZero() {
 		s.alerted = time.Now()
 	}
-	s.res.Alerts = append(s.res.Alerts, a)
+	if !slices.ContainsFunc(s.res.Alerts, func(b events.Alert) bool { return b.ID == a.ID && b.State == a.State }) {
+		s.res.Alerts = append(s.res.Alerts, a) // its beginning and its end, not what it was in between
+	}
 	s.mu.Unlock()
 	s.event(fmt.Sprintf("%-8s %s", a.State, a.Text))
 	if fired {

@@ -3,11 +3,11 @@
 // and the time go in, refusals come out; it touches neither kernel nor bus.
 //
 // The checks, in the order they are made: the command names addresses; it is
-// for this firewall and this run of its producer; it is fresh by the firewall's
-// own clock; deletion is enabled; it was not seen before; each prefix is no
-// wider than allowed, and none is what this host cannot live without. A prefix
-// that merely contains a protected address is carried out around it, entry by
-// entry (see [Guard.Keep]).
+// for this firewall, its realm and this run of its producer; it is fresh by the
+// firewall's own clock; deletion is enabled; it was not seen before; each
+// prefix is no wider than allowed, and none is what this host cannot live
+// without. A prefix that merely contains a protected address is carried out
+// around it, entry by entry (see [Guard.Keep]).
 package guard
 
 import (
@@ -24,6 +24,7 @@ import (
 const (
 	NotEnabled    = "not-enabled"     // the producer runs without --allow-flush
 	WrongFirewall = "wrong-firewall"  // the command names another firewall
+	WrongRealm    = "wrong-realm"     // it is for entries of another realm
 	WrongBoot     = "wrong-boot"      // it was meant for another run of the producer
 	Expired       = "expired"         // its time is over
 	TooFarAhead   = "too-far-ahead"   // it would live longer than MaxLife
@@ -39,6 +40,7 @@ const MaxLife = 30 * time.Second
 // Config is what the operator of this firewall allows.
 type Config struct {
 	Firewall   string
+	Realm      string
 	Boot       string
 	AllowFlush bool
 	Protect    []netip.Prefix
@@ -93,6 +95,7 @@ func (g *Guard) Protect(host []allowlist.Entry) {
 type Verdict struct {
 	Reason string // one of the constants
 	Text   string // for a person
+	Zone   uint16 // of an allowed command: the conntrack zone whose entries are meant
 }
 
 // Allowed reports whether the command may be carried out.
@@ -103,16 +106,22 @@ func (v Verdict) Allowed() bool { return v.Reason == "" }
 // deletes nothing and needs no permission to delete.
 func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 	no := func(reason, format string, args ...any) (Verdict, []netip.Prefix) {
-		return Verdict{reason, fmt.Sprintf(format, args...)}, nil
+		return Verdict{Reason: reason, Text: fmt.Sprintf(format, args...)}, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	prefixes, err := c.Prefixes()
+	zone, ours := uint16(0), true
+	if c.Realm != "" {
+		zone, ours = events.ZoneOf(c.Realm, g.cfg.Realm)
+	}
 	switch {
 	case err != nil:
 		return no(Malformed, "%v", err)
 	case c.Firewall != g.cfg.Firewall:
 		return no(WrongFirewall, "the command is for %s, this is %s", c.Firewall, g.cfg.Firewall)
+	case !ours:
+		return no(WrongRealm, "the command is for realm %s, this firewall is of %s", c.Realm, g.cfg.Realm)
 	case c.Boot != g.cfg.Boot:
 		return no(WrongBoot, "the command is for another run of this producer")
 	case c.Expires <= now:
@@ -146,7 +155,7 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 	if !c.DryRun {
 		g.seen[c.ID] = c.Expires
 	}
-	return Verdict{}, prefixes
+	return Verdict{Zone: zone}, prefixes
 }
 
 // Keep returns a function that names the reason why one entry of an allowed

@@ -26,7 +26,7 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func config() Config {
-	return Config{Firewall: "fw-a", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
+	return Config{Firewall: "fw-a", Realm: "lab", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
 }
 
 func newGuard(c Config) *Guard {
@@ -63,6 +63,13 @@ func TestCheck(t *testing.T) {
 
 	f("", "", nil)
 	f(WrongFirewall, "for fw-b, this is fw-a", func(c *events.Command) { c.Firewall = "fw-b" })
+	realm := func(r string) func(*events.Command) { return func(c *events.Command) { c.Realm = r } }
+	f("", "", realm("lab"))
+	f("", "", realm("lab_z7"))
+	f(WrongRealm, "for realm branch, this firewall is of lab", realm("branch"))
+	f(WrongRealm, "", realm("lab_z0"))
+	f(WrongRealm, "", realm("lab_z65536"))
+	f(WrongRealm, "", realm("lab_z07"))
 	f(WrongBoot, "another run", func(c *events.Command) { c.Boot = "2233" })
 	f(WrongBoot, "another run", func(c *events.Command) { c.Boot = "" })
 

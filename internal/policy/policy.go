@@ -254,7 +254,7 @@ func (e *Engine) place(d *Decision, a *events.Alert, where string, fleet []Firew
 	for _, f := range fleet {
 		known[f.Name] = true
 		_, named := a.Firewalls[f.Name]
-		if f.Realm != a.Realm || where == WhereAlert && !named {
+		if _, ours := events.ZoneOf(a.Realm, f.Realm); !ours || where == WhereAlert && !named {
 			continue
 		}
 		if f.Fresh {

@@ -96,7 +96,8 @@ func TestDecide(t *testing.T) {
 	f(events.OutcomeCommanded, "", "fw-x", func(a *events.Alert) {
 		a.Realm, a.Firewalls = "branch", map[string]float64{"fw-x": 1, "fw-a": 1}
 	})
-	f(no, "can be reached", "", func(a *events.Alert) { a.Realm = events.ZoneRealm(events.RealmDefault, 7) })
+	// A conntrack zone is a realm of its own, and its firewall's to flush.
+	f(events.OutcomeCommanded, "", "fw-a fw-b", func(a *events.Alert) { a.Realm = events.ZoneRealm(events.RealmDefault, 7) })
 }
 
 func TestNobodyAsked(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/traffic"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // TestExpiredEntriesAreNotActive: entries that have expired stay in the
@@ -33,6 +34,42 @@ func TestExpiredEntriesAreNotActive(t *testing.T) {
 	r.until("the next epoch to hold what has not expired", func() bool { return r.complete[3] && r.active[3] == 100 })
 	t.Logf("the kernel counted %d entries when %d had not expired", count, 100)
 	r.until("no flow to be counted twice", func() bool { return r.new == n+100 })
+}
+
+// TestFlushStaysInItsRealm: the same address in another conntrack zone is
+// another one's.
+func TestFlushStaysInItsRealm(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true})
+	err := r.fw.NS.Do(func() error {
+		c, err := conntrack.Dial(nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for _, zone := range []uint16{0, 7} {
+			f := conntrack.NewFlow(17, conntrack.StatusConfirmed, netip.MustParseAddr("198.18.0.5"), netip.MustParseAddr("203.0.113.5"), 1000, 53, 300, 0)
+			f.Zone = zone
+			if err := c.Create(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flush := func(id, realm string, deleted uint64, refused string) {
+		t.Helper()
+		rec := r.flush(events.Command{ID: id, Realm: realm, Addresses: []string{"198.18.0.5"}})
+		if rec.Deleted != deleted || rec.Matched != deleted || (refused == "") != (len(rec.Refused) == 0) || refused != "" && rec.Refused[0].Reason != refused {
+			t.Errorf("realm %q: %+v", realm, rec)
+		}
+	}
+	flush("other", "branch", 0, "wrong-realm")
+	flush("own", events.RealmDefault, 1, "")
+	flush("own again", "", 0, "")
+	flush("zone 8", events.ZoneRealm(events.RealmDefault, 8), 0, "")
+	flush("zone 7", events.ZoneRealm(events.RealmDefault, 7), 1, "")
 }
 
 // TestInsertedByAnotherProgram: an entry that a program makes (conntrackd on a

@@ -109,13 +109,14 @@ type Producer struct {
 	live  *live.Table
 	epoch uint32
 
-	resync   resyncer
-	flushing sync.Mutex // one flush at a time
-	throttle daemon.Throttle
-	metrics  metrics
-	ready    atomic.Bool
-	sysctls  atomic.Pointer[conntrack.Sysctls]
-	problems atomic.Pointer[[]string]
+	resync    resyncer
+	flushing  sync.Mutex     // one flush at a time
+	recording sync.WaitGroup // receipts on their way to the audit
+	throttle  daemon.Throttle
+	metrics   metrics
+	ready     atomic.Bool
+	sysctls   atomic.Pointer[conntrack.Sysctls]
+	problems  atomic.Pointer[[]string]
 }
 
 // snapshotRingBytes bounds what a dump may be ahead of the bus.
@@ -148,7 +149,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	p.reader = reader
 	p.preflight()
-	p.guard = guard.New(guard.Config{Firewall: opt.Name, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect})
+	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect})
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Log = "producer", opt.Name, true, p.log
@@ -219,6 +220,12 @@ func (p *Producer) Run(ctx context.Context) error {
 	deadline := time.Now().Add(drainTime)
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
 		time.Sleep(5 * time.Millisecond)
+	}
+	recorded := make(chan struct{})
+	go func() { p.recording.Wait(); close(recorded) }()
+	select {
+	case <-recorded:
+	case <-time.After(time.Until(deadline)):
 	}
 	p.sendHealth(true)
 	stopPumps()

@@ -18,6 +18,9 @@ const ServiceName = "ct-producer"
 // flushTime bounds one flush: a full dump of a million entries takes 2 s.
 const flushTime = 30 * time.Second
 
+// recordTime is how long the bus may take to keep a receipt.
+const recordTime = 10 * time.Second
+
 // residualAfter is when we look again what a flush left or what came back.
 const residualAfter = 2 * time.Second
 
@@ -76,7 +79,7 @@ func (p *Producer) handleFlush(data []byte) (events.Message, error) {
 	}
 	p.flushing.Lock()
 	defer p.flushing.Unlock()
-	r := p.flush(c)
+	r, match := p.flush(c)
 	for _, f := range r.Refused {
 		p.metrics.refusals.WithLabelValues(f.Reason).Add(float64(max(f.Count, 1)))
 	}
@@ -85,13 +88,14 @@ func (p *Producer) handleFlush(data []byte) (events.Message, error) {
 		"matched", r.Matched, "deleted", r.Deleted, "gone", r.Gone, "refused", r.Refused, "error", r.Error, "ms", r.DurationMS)
 	p.record(r, events.VerbFlush)
 	if r.Error == "" && r.Deleted > 0 {
-		go p.residual(*r)
+		go p.residual(*r, match)
 	}
 	return r, nil
 }
 
-func (p *Producer) flush(c *events.Command) *events.Receipt {
-	r := &events.Receipt{
+// flush returns the receipt and, when the command was allowed, what it matched.
+func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Match) {
+	r = &events.Receipt{
 		ID: c.ID, Firewall: p.opt.Name, Verb: c.Verb, Actor: c.Actor, Reason: c.Reason, Alert: c.Alert, Rule: c.Rule,
 		Addresses: c.Addresses, By: c.By, DryRun: c.DryRun, Time: time.Now().UnixMilli(), Refused: []events.Refusal{},
 	}
@@ -101,23 +105,24 @@ func (p *Producer) flush(c *events.Command) *events.Receipt {
 	verdict, prefixes := p.guard.Check(c, conntrack.Monotonic())
 	if !verdict.Allowed() {
 		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: verdict.Reason}), verdict.Text
-		return r
+		return r, m
 	}
+	m = conntrack.Match{Prefixes: prefixes, By: c.By, Zone: verdict.Zone}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	conn, err := conntrack.Dial(p.ns)
 	if err != nil {
 		r.Error = err.Error()
-		return r
+		return r, m
 	}
 	defer conn.Close()
 	before, err := conn.State()
 	if err != nil {
 		r.Error = err.Error()
-		return r
+		return r, m
 	}
 	r.TableBefore = before.Count
-	res, err := conn.Flush(ctx, conntrack.Match{Prefixes: prefixes, By: c.By, AnyZone: true}, conntrack.FlushOptions{
+	res, err := conn.Flush(ctx, m, conntrack.FlushOptions{
 		DryRun: c.DryRun,
 		Keep:   p.guard.Keep(c.By),
 		// A flush must not lose its own DESTROY events.
@@ -135,12 +140,12 @@ func (p *Producer) flush(c *events.Command) *events.Receipt {
 	if after, err := conn.State(); err == nil {
 		r.TableAfter = after.Count
 	}
-	return r
+	return r, m
 }
 
 // residual counts what matches again a moment later and records it under the
 // same id: with tcp_loose=1 a routed TCP connection is back with its next packet.
-func (p *Producer) residual(r events.Receipt) {
+func (p *Producer) residual(r events.Receipt, m conntrack.Match) {
 	time.Sleep(residualAfter)
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
@@ -150,29 +155,25 @@ func (p *Producer) residual(r events.Receipt) {
 		return
 	}
 	defer conn.Close()
-	c := events.Command{Addresses: r.Addresses}
-	prefixes, err := c.Prefixes()
-	if err == nil {
-		var res conntrack.FlushResult
-		if res, err = conn.Flush(ctx, conntrack.Match{Prefixes: prefixes, By: r.By, AnyZone: true}, conntrack.FlushOptions{DryRun: true}); err == nil {
-			r.Residual = &res.Matched
-			r.Time = time.Now().UnixMilli()
-			p.record(&r, events.VerbResidual)
-			return
-		}
+	res, err := conn.Flush(ctx, m, conntrack.FlushOptions{DryRun: true})
+	if err != nil {
+		p.log.Warn("cannot measure the residual", "id", r.ID, "error", err)
+		return
 	}
-	p.log.Warn("cannot measure the residual", "id", r.ID, "error", err)
+	r.Residual = &res.Matched
+	r.Time = time.Now().UnixMilli()
+	p.record(&r, events.VerbResidual)
 }
 
 // record writes a receipt to the audit stream. The answer does not wait for it.
 func (p *Producer) record(r *events.Receipt, verb string) {
 	copied := *r
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	p.recording.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), recordTime)
 		defer cancel()
 		id := verb + ":" + p.opt.Name + ":" + copied.ID
 		if err := p.conn.PublishMessage(ctx, events.AuditSubject(p.opt.Name, verb), id, &copied); err != nil {
 			p.log.Error("a receipt could not be recorded", "id", copied.ID, "error", err)
 		}
-	}()
+	})
 }

@@ -59,7 +59,7 @@ func (r *Responder) commands(a *events.Alert, d policy.Decision) []*events.Comma
 			// keeps the second command from being refused as a repetition, and
 			// is the same for two responders.
 			ID:   policy.CommandID(fmt.Sprintf("%s@%d", a.ID, a.Updated), name, d.Action),
-			Verb: events.VerbFlush, Firewall: name, Boot: s.health.Boot,
+			Verb: events.VerbFlush, Firewall: name, Realm: a.Realm, Boot: s.health.Boot,
 			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
 			Actor:   events.ActorResponder, Reason: d.Reason, Alert: a.ID, Rule: a.Rule,
 			Addresses: []string{a.Key}, By: d.By,

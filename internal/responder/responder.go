@@ -32,7 +32,8 @@ func (o *Options) Load() (policy.File, error) {
 	if o.Policy == "" {
 		return f, nil
 	}
-	return f, config.ReadFile(o.Policy, &f)
+	err := config.ReadFile(o.Policy, &f)
+	return f, err
 }
 
 // Dependencies are what a responder is given by whoever runs it.

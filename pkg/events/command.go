@@ -36,6 +36,9 @@ type Command struct {
 	Alert   string `msgpack:"alert,omitempty" json:"alert,omitempty"` // the alert behind it
 	Rule    string `msgpack:"rule,omitempty" json:"rule,omitempty"`
 
+	// Realm is whose entries are meant: the firewall's own (also when empty),
+	// or that of one of its conntrack zones. A flush never crosses realms.
+	Realm     string   `msgpack:"realm,omitempty" json:"realm,omitempty"`
 	Addresses []string `msgpack:"addresses,omitempty" json:"addresses,omitempty"` // addresses or prefixes
 	By        string   `msgpack:"by,omitempty" json:"by,omitempty"`               // src, dst or either
 	DryRun    bool     `msgpack:"dry_run,omitempty" json:"dry_run,omitempty"`
@@ -50,6 +53,11 @@ func (c *Command) Validate() error {
 	}
 	if err := oneOf("verb", c.Verb, VerbFlush, VerbResync, VerbStatus); err != nil {
 		return err
+	}
+	if c.Realm != "" {
+		if err := CheckName(c.Realm); err != nil {
+			return fmt.Errorf("realm: %w", err)
+		}
 	}
 	if len(c.Addresses) > MaxCommandAddresses {
 		return fmt.Errorf("addresses: %d, at most %d are allowed", len(c.Addresses), MaxCommandAddresses)

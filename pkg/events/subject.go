@@ -92,6 +92,20 @@ func CheckRealm(s string) error {
 	return nil
 }
 
+// ZoneOf is the inverse of [ZoneRealm]: the conntrack zone that realm stands
+// for on a firewall of the realm own; ok is false when realm is another one.
+func ZoneOf(realm, own string) (zone uint16, ok bool) {
+	if realm == own {
+		return 0, true
+	}
+	digits, found := strings.CutPrefix(realm, own+"_z")
+	n, err := strconv.ParseUint(digits, 10, 16)
+	if !found || err != nil || ZoneRealm(own, uint16(n)) != realm {
+		return 0, false
+	}
+	return uint16(n), true
+}
+
 // ZoneRealm is the realm of a conntrack zone: a non-zero zone is a realm of
 // its own.
 func ZoneRealm(realm string, zone uint16) string {

@@ -181,3 +181,22 @@ func TestAddr(t *testing.T) {
 		t.Errorf("a mapped address becomes %v, IPv6 %v", a, ipv6)
 	}
 }
+
+func TestZoneOf(t *testing.T) {
+	f := func(realm string, zone uint16, ok bool) {
+		t.Helper()
+		if z, o := events.ZoneOf(realm, "lab"); z != zone || o != ok {
+			t.Errorf("%s: zone %d, %v", realm, z, o)
+		}
+	}
+	f("lab", 0, true)
+	f(events.ZoneRealm("lab", 7), 7, true)
+	f(events.ZoneRealm("lab", 65535), 65535, true)
+	f("lab_z0", 0, false)
+	f("lab_z07", 0, false)
+	f("lab_z65536", 0, false)
+	f("lab_z", 0, false)
+	f("lab_zone", 0, false)
+	f("labs", 0, false)
+	f("", 0, false)
+}

@@ -4,7 +4,9 @@
 Written from docs/wire.md alone, to prove that it is enough. The first line is
 the header, each further line an event. Needs msgpack (Debian: python3-msgpack).
 
-    nats sub ct.v1.events.fw-a --raw | ./decode_batch.py -
+    nats sub --count 1 --raw ct.v1.events.fw-a | head -c -1 | ./decode_batch.py -
+
+(nats ends each message with a newline, which is no part of it.)
 """
 
 import ipaddress
