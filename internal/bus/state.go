@@ -14,6 +14,7 @@ type State struct {
 	Messages uint64
 	LastSeq  uint64    // of the newest message, also when it is no longer kept
 	LastTime time.Time // the stream's
+	Now      time.Time // the server's clock when it answered
 }
 
 // State asks how a stream stands. Where it does not exist, the error says who
@@ -26,6 +27,10 @@ func (c *Conn) State(ctx context.Context, stream string) (State, error) {
 	if err != nil {
 		return State{}, fmt.Errorf("stream %s: %w", stream, err)
 	}
-	st := s.CachedInfo().State
-	return State{Messages: st.Msgs, LastSeq: st.LastSeq, LastTime: st.LastTime}, nil
+	info := s.CachedInfo()
+	now := info.TimeStamp
+	if now.IsZero() { // a server before 2.10 does not say
+		now = time.Now()
+	}
+	return State{Messages: info.State.Msgs, LastSeq: info.State.LastSeq, LastTime: info.State.LastTime, Now: now}, nil
 }
