@@ -74,6 +74,10 @@ const (
 	updateAfter = int64(time.Second)
 	// An alert is reported again when its value is this many times what was reported last, or the same part of it.
 	updateRatio = 1.5
+	// repeatAfter is when an address that is still over the threshold is
+	// reported again: whoever acts on alerts may act again after a cool-down,
+	// and ignores alerts older than half a minute.
+	repeatAfter = int64(15 * time.Second)
 	// maxStates bounds the memory of an engine.
 	maxStates = 1 << 16
 )
@@ -154,7 +158,7 @@ func (e *Engine) Observe(rule int, s Subject, value float64, now int64) []Transi
 			e.refused++
 			return nil
 		}
-		st = &state{stateKey: stateKey{rule, s}, started: e.now, under: unknown}
+		st = &state{stateKey: stateKey{rule, s}, started: now, under: unknown}
 		e.states[st.stateKey] = st
 	}
 	return e.summarize(e.judge(nil, st, value))
@@ -220,7 +224,9 @@ func (e *Engine) judge(out []Transition, st *state, value float64) []Transition 
 	if st.under != unknown && e.now-st.under >= int64(r.Recover) {
 		return e.resolve(out, st)
 	}
-	if st.phase == firing && e.now-st.reported >= updateAfter && (value >= st.last*updateRatio || value <= st.last/updateRatio) {
+	changed := value >= st.last*updateRatio || value <= st.last/updateRatio
+	lasting := r.Track != Table && value >= r.Count && e.now-st.reported >= repeatAfter
+	if st.phase == firing && e.now-st.reported >= updateAfter && changed || st.phase == firing && lasting {
 		out = append(out, e.report(Updated, r, st))
 	}
 	return out
@@ -229,7 +235,9 @@ func (e *Engine) judge(out []Transition, st *state, value float64) []Transition 
 // fire makes a pending or held alert a firing one, or a held one if too many fire.
 func (e *Engine) fire(out []Transition, st *state) []Transition {
 	if st.phase == pending {
-		st.started = e.now
+		// Since the crossing, and not since we noticed: two engines that see
+		// the same batches make the same id, whatever ticks came between.
+		st.started += int64(e.rules[st.rule].For)
 		st.id = id(e.rules[st.rule].Name, st.subject, st.started)
 	}
 	if e.firing >= e.maxFiring {

@@ -178,7 +178,7 @@ func TestMaxFiring(t *testing.T) {
 	l.values[source(2)], l.values[source(5)] = 0, 0
 	l.tick(6, "resolved new-flows 198.18.0.2/32 0", "resolved new-flows 198.18.0.5/32 0", "fired new-flows 198.18.0.3/32 100", "updated max-firing invalid Prefix 0")
 	l.tick(7)
-	l.tick(35.9)
+	l.tick(35.9, "updated new-flows 198.18.0.3/32 100") // it is over all the while
 	l.tick(36, "resolved max-firing invalid Prefix 0")
 	l.values[source(3)] = 0
 	l.tick(37, "resolved new-flows 198.18.0.3/32 0")
@@ -217,6 +217,45 @@ func TestID(t *testing.T) {
 	}
 }
 
+// TestLastingBreachIsRepeated: whoever acts on alerts hears again of an address
+// that stays over the threshold, and no more once it is under it.
+func TestLastingBreachIsRepeated(t *testing.T) {
+	l := newLife(t, 3, newFlows(100, nil))
+	l.observe(0, source(1), 100, "fired new-flows 198.18.0.1/32 100")
+	l.tick(14.9)
+	l.tick(15, "updated new-flows 198.18.0.1/32 100")
+	l.tick(29.9)
+	l.tick(30, "updated new-flows 198.18.0.1/32 100")
+	l.values[source(1)] = 90 // under the threshold, over what clears it
+	l.tick(46)
+	l.values[source(1)] = 0
+	l.tick(47, "updated new-flows 198.18.0.1/32 0")
+	l.tick(77, "resolved new-flows 198.18.0.1/32 0")
+}
+
+// TestIDsDoNotDependOnTicks: two aggregators that count the same batches make
+// the same alert, whatever their own clocks did in between.
+func TestIDsDoNotDependOnTicks(t *testing.T) {
+	fire := func(ticks ...float64) string {
+		e, err := rule.NewEngine([]rule.Rule{newFlows(100, func(r *rule.Rule) { r.For = 2 * time.Second })}, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Tick(at(0.9), nil) // one was ahead of the batch
+		e.Observe(0, source(1), 100, at(0.5))
+		for _, s := range ticks {
+			for _, tr := range e.Tick(at(s), func(int, rule.Subject) (float64, bool) { return 120, true }) {
+				return tr.ID
+			}
+		}
+		t.Fatal("it did not fire")
+		return ""
+	}
+	if a, b := fire(1, 2, 2.6), fire(0.95, 1.7, 2.55, 3); a != b {
+		t.Errorf("two engines made %s and %s of one breach", a, b)
+	}
+}
+
 func TestAdopt(t *testing.T) {
 	l := newLife(t, 3, newFlows(100, nil), newFlows(90, func(r *rule.Rule) {
 		r.Name, r.Track, r.Metric, r.Scope, r.Seconds = "full", rule.Table, rule.TablePercent, rule.Firewall, 0
@@ -225,7 +264,7 @@ func TestAdopt(t *testing.T) {
 	if err := l.Adopt(a); err != nil {
 		t.Fatal(err)
 	}
-	l.observe(0, source(1), 160) // known already
+	l.observe(0, source(1), 160, "updated new-flows 198.18.0.1/32 160") // known already, and over for long
 	got := l.Firing()
 	if len(got) != 1 || got[0].ID != "0a" || got[0].Started != at(-100) || got[0].Peak != 400 || got[0].Value != 160 {
 		t.Errorf("firing: %+v, want the adopted one", got)
