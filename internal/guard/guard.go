@@ -23,6 +23,7 @@ import (
 // Reasons of refusals, as receipts and metrics show them.
 const (
 	NotEnabled    = "not-enabled"     // the producer runs without --allow-flush
+	NotReady      = "not-ready"       // this host's own addresses are not known yet
 	WrongFirewall = "wrong-firewall"  // the command names another firewall
 	WrongRealm    = "wrong-realm"     // it is for entries of another realm
 	WrongBoot     = "wrong-boot"      // it was meant for another run of the producer
@@ -60,6 +61,7 @@ type Guard struct {
 
 	mu        sync.Mutex
 	protected *allowlist.List
+	ready     bool // Protect was told what this host cannot live without
 	seen      map[string]int64 // id → expiry
 }
 
@@ -74,6 +76,7 @@ func New(cfg Config) *Guard {
 	}
 	g := &Guard{cfg: cfg, seen: map[string]int64{}}
 	g.Protect(nil)
+	g.ready = false
 	return g
 }
 
@@ -87,7 +90,7 @@ func (g *Guard) Protect(host []allowlist.Entry) {
 	entries = append(entries, allowlist.Prefixes("--protect", g.cfg.Protect...)...)
 	list := allowlist.New(entries...)
 	g.mu.Lock()
-	g.protected = list
+	g.protected, g.ready = list, true
 	g.mu.Unlock()
 }
 
@@ -131,6 +134,8 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		return no(TooFarAhead, "the command would live for %s, at most %s is allowed", time.Duration(c.Expires-now).Round(time.Second), MaxLife)
 	case !c.DryRun && !g.cfg.AllowFlush:
 		return no(NotEnabled, "this producer runs without --allow-flush")
+	case !g.ready:
+		return no(NotReady, "what this host cannot live without is not known yet")
 	}
 	for id, expires := range g.seen {
 		if expires <= now {

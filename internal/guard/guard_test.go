@@ -305,3 +305,14 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+func TestNothingIsDeletedBeforeTheHostIsKnown(t *testing.T) {
+	g := New(config())
+	if v, _ := g.Check(command(nil), now); v.Reason != NotReady {
+		t.Errorf("before the host was listed: %+v", v)
+	}
+	g.Protect(nil)
+	if v, _ := g.Check(command(nil), now); !v.Allowed() {
+		t.Errorf("after: %+v", v)
+	}
+}

@@ -1,12 +1,15 @@
 package producer
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/ti-mo/conntrack"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -90,4 +93,30 @@ func TestInsertedByAnotherProgram(t *testing.T) {
 	}
 	r.flood(udp4("198.18.0.1/32", 0, 10))
 	r.until("both kinds", func() bool { return r.new == 10 && r.active[2] == 11 })
+}
+
+// TestEveryAttemptIsInTheAudit: a refusal and a dry run under a command's id do
+// not keep its receipt out of the stream.
+func TestEveryAttemptIsInTheAudit(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true})
+	r.flood(udp4("198.18.0.1/32", 0, 10))
+	r.until("all flows", func() bool { return r.new == 10 })
+	r.flush(events.Command{ID: "same", Addresses: []string{"198.18.0.1"}, Expires: 1})
+	r.flush(events.Command{ID: "same", Addresses: []string{"198.18.0.1"}, DryRun: true})
+	r.flush(events.Command{ID: "same", Addresses: []string{"198.18.0.1"}})
+	r.stop() // a clean stop records what is left
+	var seen []string
+	err := r.conn.Read(t.Context(), bus.StreamAudit, bus.FollowFrom{Filter: events.AuditSubject("fw-a", events.VerbFlush), All: true}, func(m bus.Msg) {
+		var rec events.Receipt
+		if err := events.Unmarshal(m.Data, &rec); err != nil {
+			t.Error(err)
+		}
+		seen = append(seen, fmt.Sprint(rec.DryRun, len(rec.Refused), rec.Deleted))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"false 1 0", "true 0 0", "false 0 10"}; !slices.Equal(seen, want) {
+		t.Errorf("the audit holds %q, want %q", seen, want)
+	}
 }

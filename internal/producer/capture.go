@@ -12,6 +12,9 @@ import (
 // batchEvents closes a batch before its linger is over.
 const batchEvents = 512
 
+// finalRounds of 4,096 events are more than the largest buffer holds.
+const finalRounds = 32
+
 // idleWait is how long to wait for the kernel when no batch is open; it bounds
 // how late a stop is noticed.
 const idleWait = 100 * time.Millisecond
@@ -91,8 +94,15 @@ func (p *Producer) capture(ctx context.Context) error {
 			flush()
 		}
 	}
-	// What the kernel has queued by now is still ours.
-	failed = errors.Join(failed, receive(0))
+	// What the kernel has queued by now is still ours; what comes meanwhile is
+	// no more, or a flood would keep us for ever.
+	for range finalRounds {
+		before := p.account.Read.Load()
+		failed = errors.Join(failed, receive(0))
+		if p.account.Read.Load() == before {
+			break
+		}
+	}
 	p.countDrops()
 	flush()
 	return failed
@@ -102,7 +112,7 @@ func (p *Producer) capture(ctx context.Context) error {
 func (p *Producer) countDrops() {
 	drops, err := p.reader.Drops()
 	if err != nil {
-		p.log.Warn("cannot read the socket's drop count", "error", err)
+		p.throttle.Warn(p.log, "cannot read the socket's drop count", "error", err)
 		return
 	}
 	grew := p.account.LostSocket.Swap(drops) != drops

@@ -11,22 +11,15 @@ import (
 
 const healthInterval = time.Second
 
-// protectEvery is how many health intervals pass before the host's addresses
-// are listed again.
-const protectEvery = 10
-
 // healthLoop publishes the state every second and watches for drift.
 func (p *Producer) healthLoop(ctx context.Context) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	var drift driftWatch
-	for n := 0; ; n++ {
+	for {
 		h := p.sendHealth(false)
 		if drift.judge(h, time.Now()) {
 			p.requestResync("the kernel holds fewer flows than were counted")
-		}
-		if n%protectEvery == protectEvery-1 {
-			p.protect()
 		}
 		select {
 		case <-ctx.Done():

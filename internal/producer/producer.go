@@ -63,6 +63,10 @@ func (o *Options) Validate() error {
 	if o.BufferBytes < 64<<10 {
 		return fmt.Errorf("--buffer-bytes: %d is less than 64 KiB", o.BufferBytes)
 	}
+	h := events.Health{Firewall: o.Name, Realm: o.Realm, Labels: o.Label}
+	if err := h.Validate(); err != nil {
+		return fmt.Errorf("--label: %w", err) // nobody would accept our health
+	}
 	for _, p := range o.Protect {
 		if p != p.Masked() {
 			return fmt.Errorf("--protect: %s has bits beyond its length, %s is meant?", p, p.Masked())
@@ -110,8 +114,11 @@ type Producer struct {
 	epoch uint32
 
 	resync    resyncer
-	flushing  sync.Mutex     // one flush at a time
-	recording sync.WaitGroup // receipts on their way to the audit
+	flushing  sync.Mutex // one flush at a time
+	records   chan record
+	recording sync.WaitGroup // receipts that are not in the audit yet
+	attempts  atomic.Uint64  // receipts made
+	changed   chan struct{}  // the connection to the bus came or went
 	throttle  daemon.Throttle
 	metrics   metrics
 	ready     atomic.Bool
@@ -135,6 +142,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	p.linger.Store(int64(opt.Linger))
 	p.ring, p.snapRing = spool.NewRing(opt.RingBytes), spool.NewRing(snapshotRingBytes)
+	p.records, p.changed = make(chan record, maxRecords), make(chan struct{}, 1)
 	p.resync.init()
 	if opt.NetNS != "" {
 		ns, err := host.OpenNamespace(opt.NetNS)
@@ -153,6 +161,12 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Log = "producer", opt.Name, true, p.log
+	cfg.OnChange = func(bool) {
+		select {
+		case p.changed <- struct{}{}:
+		default:
+		}
+	}
 	if p.conn, err = bus.Connect(cfg); err != nil {
 		reader.Close()
 		return nil, err
@@ -184,7 +198,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	defer p.close()
 	p.log.Info("watching the connection table", "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush)
 
-	events1, err := p.pump(p.ring, events.EventsSubject(p.opt.Name), true)
+	batches, err := p.pump(p.ring, events.EventsSubject(p.opt.Name), true)
 	if err != nil {
 		return err
 	}
@@ -195,8 +209,9 @@ func (p *Producer) Run(ctx context.Context) error {
 	pumping, stopPumps := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopPumps()
 	var pumps errgroup.Group
-	pumps.Go(func() error { return events1.Run(pumping) })
+	pumps.Go(func() error { return batches.Run(pumping) })
 	pumps.Go(func() error { return snapshots.Run(pumping) })
+	pumps.Go(func() error { return p.recordLoop(pumping) })
 
 	stopPace, err := p.conn.Subscribe(events.SubjectPace, p.setPace)
 	if err != nil {
@@ -213,6 +228,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	g.Go(func() error { return p.capture(ctx) })
 	g.Go(func() error { return p.resyncLoop(ctx) })
 	g.Go(func() error { return p.healthLoop(ctx) })
+	g.Go(func() error { return p.protectLoop(ctx) })
 	p.requestResync("start")
 	err = g.Wait()
 
@@ -269,13 +285,31 @@ func (p *Producer) refuse(kind, subject string, err error) {
 	p.throttle.Warn(p.log, "refused a message", "subject", subject, "error", err)
 }
 
+// protectEvery is how often the host's addresses are listed again; a change of
+// the bus's server does so at once.
+const protectEvery = 10 * time.Second
+
+func (p *Producer) protectLoop(ctx context.Context) error {
+	tick := time.NewTicker(protectEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-p.changed:
+		}
+		p.protect()
+	}
+}
+
 // protect tells the guard what this host cannot live without, as of now.
 func (p *Producer) protect() {
 	id, err := host.Identify(p.ns)
 	if err != nil {
-		// The guard keeps what it knew; a firewall whose addresses cannot be
-		// listed at all still protects loopback and --protect.
-		p.log.Warn("cannot list what to protect", "error", err)
+		// The guard keeps what it knew, and lets nothing be deleted before it
+		// knew anything.
+		p.throttle.Warn(p.log, "cannot list what to protect", "error", err)
 		return
 	}
 	entries := allowlist.Addresses("own address", id.Addresses...)

@@ -18,9 +18,6 @@ const ServiceName = "ct-producer"
 // flushTime bounds one flush: a full dump of a million entries takes 2 s.
 const flushTime = 30 * time.Second
 
-// recordTime is how long the bus may take to keep a receipt.
-const recordTime = 10 * time.Second
-
 // residualAfter is when we look again what a flush left or what came back.
 const residualAfter = 2 * time.Second
 
@@ -163,17 +160,4 @@ func (p *Producer) residual(r events.Receipt, m conntrack.Match) {
 	r.Residual = &res.Matched
 	r.Time = time.Now().UnixMilli()
 	p.record(&r, events.VerbResidual)
-}
-
-// record writes a receipt to the audit stream. The answer does not wait for it.
-func (p *Producer) record(r *events.Receipt, verb string) {
-	copied := *r
-	p.recording.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), recordTime)
-		defer cancel()
-		id := verb + ":" + p.opt.Name + ":" + copied.ID
-		if err := p.conn.PublishMessage(ctx, events.AuditSubject(p.opt.Name, verb), id, &copied); err != nil {
-			p.log.Error("a receipt could not be recorded", "id", copied.ID, "error", err)
-		}
-	})
 }

@@ -299,7 +299,7 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.tick(10, "updated new-flows 198.18.0.2/32 100", "updated max-firing invalid Prefix 0")
-	l.tick(40, "resolved max-firing invalid Prefix 0")
+	l.tick(40, "updated new-flows 198.18.0.1/32 160", "updated new-flows 198.18.0.2/32 100", "resolved max-firing invalid Prefix 0")
 	out := l.Forget(func(s rule.Subject) bool { return s.Firewall == "fw-a" }, at(41))
 	l.expect(41, out, []string{"resolved full invalid Prefix 95"})
 }

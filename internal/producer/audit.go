@@ -1,0 +1,79 @@
+package producer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	// maxRecords bounds the receipts that wait for the bus.
+	maxRecords = 1024
+	// recordTime is how long the bus may take to keep one before it is sent
+	// again.
+	recordTime = 5 * time.Second
+)
+
+// record is a receipt on its way to the audit stream.
+type record struct {
+	subject, id string
+	receipt     events.Receipt
+}
+
+// record hands a receipt to recordLoop; the answer to the command does not wait
+// for it.
+func (p *Producer) record(r *events.Receipt, verb string) {
+	rec := record{
+		subject: events.AuditSubject(p.opt.Name, verb),
+		// One id per attempt, not per command: a refusal or a dry run under a
+		// command's id must not keep its real receipt out of the stream.
+		id:      fmt.Sprintf("%s:%s:%d", verb, p.boot, p.attempts.Add(1)),
+		receipt: *r,
+	}
+	p.recording.Add(1)
+	select {
+	case p.records <- rec:
+	default:
+		p.recording.Done()
+		p.unrecorded(&rec, fmt.Errorf("%d others wait for the bus", maxRecords))
+	}
+}
+
+// recordLoop writes receipts to the audit stream, each until the bus has it or
+// ctx ends.
+func (p *Producer) recordLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case rec := <-p.records:
+			p.publishRecord(ctx, &rec)
+			p.recording.Done()
+		}
+	}
+}
+
+func (p *Producer) publishRecord(ctx context.Context, rec *record) {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, recordTime)
+		err := p.conn.PublishMessage(attempt, rec.subject, rec.id, &rec.receipt)
+		cancel()
+		if err == nil {
+			return
+		}
+		p.throttle.Warn(p.log, "cannot record a receipt, retrying", "error", err)
+		if !sleep(ctx, time.Second) {
+			p.unrecorded(rec, err)
+			return
+		}
+	}
+}
+
+// unrecorded makes the loss of a receipt known where it can still be seen.
+func (p *Producer) unrecorded(rec *record, err error) {
+	p.metrics.unrecorded.Inc()
+	r := &rec.receipt
+	p.log.Error("a receipt could not be recorded", "subject", rec.subject, "id", r.ID, "addresses", r.Addresses, "deleted", r.Deleted, "error", err)
+}
