@@ -46,7 +46,10 @@ type FlushResult struct {
 // One IPv4 address on one side is selected by the kernel and matched again
 // here; anything else is matched here alone, in one scan of the table however
 // many addresses there are. An entry goes only if it still has the id that was
-// matched, so that a new flow between the same ports stays.
+// matched. That spares most of what took the tuple of a matched flow since, and
+// not all: the kernel's id is a hash over the entry's slab address and its
+// tuple, so a tuple that is opened again right after its end often gets the
+// same id (183 of 199 times in a test), and is deleted too.
 func (c *Conn) Flush(ctx context.Context, m Match, opt FlushOptions) (FlushResult, error) {
 	start := time.Now()
 	res := FlushResult{Refused: map[string]uint64{}}

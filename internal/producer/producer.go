@@ -37,7 +37,7 @@ type Options struct {
 	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
 	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
 	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; the aggregator may ask for more (${default})."`
-	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away, about 26 bytes per event (${default})."`
+	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
 	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
 	Trust       string            `enum:"none" default:"none" help:"Whose commands to accept. This version knows only none: whoever may publish commands on the bus, unsigned."`
