@@ -66,6 +66,7 @@ type Aggregator struct {
 	counter  *count.Counter
 	engine   *rule.Engine
 	fleet    map[string]*firewall
+	replay   replay
 	live     bool      // the replay has caught up: judge and publish
 	heard    time.Time // local time of the last stream message
 	judged   time.Time // local time when the firewalls were last judged
@@ -144,17 +145,18 @@ func (a *Aggregator) Ready() error {
 func (a *Aggregator) Run(ctx context.Context) error {
 	defer a.conn.Close()
 	defer a.unregister()
-	if err := a.ensureStreams(ctx); err != nil {
-		if ctx.Err() != nil {
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"find or create the streams", a.ensureStreams},
+		{"adopt the alerts that fire", a.adopt},
+		{"recall the firewalls", a.recallFleet},
+		{"find where the replay begins", a.planReplay},
+	} {
+		if !a.retry(ctx, step.what, step.do) {
 			return nil
 		}
-		return err
-	}
-	if err := a.adopt(ctx); err != nil {
-		return err
-	}
-	if err := a.recallFleet(ctx); err != nil {
-		return err
 	}
 	stopHealth, err := a.conn.Subscribe(events.SubjectHealth+".*", a.takeHealth)
 	if err != nil {
@@ -168,14 +170,13 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	defer stopService()
 
 	g, ctx := errgroup.WithContext(ctx)
-	from := time.Now().Add(-slices.Max(a.windows) - replayMargin)
 	g.Go(func() error {
-		return a.conn.Follow(ctx, bus.StreamEvents, bus.FollowFrom{Time: from}, a.enqueue(ctx, false))
+		return a.conn.Follow(ctx, bus.StreamEvents, bus.FollowFrom{Time: a.replay.from}, a.enqueue(ctx, false))
 	})
 	// A snapshot is of use when all events since it began are replayed too;
 	// where there is none, a resync is asked for.
 	g.Go(func() error {
-		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{Time: from.Add(snapshotMargin)}, a.enqueue(ctx, true))
+		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{Time: a.replay.from.Add(snapshotMargin)}, a.enqueue(ctx, true))
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.publishLoop(ctx) })
@@ -183,38 +184,69 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// replayMargin makes up for clocks: the start of a replay is in our time, the
-// stream's messages are in the server's.
+// replayMargin is replayed beyond the longest window, for batches that waited
+// in a producer's ring.
 const replayMargin = 10 * time.Second
+
+// replay is what has to be counted before anything is judged. All of it is by
+// the server's clock: ours may differ.
+type replay struct {
+	from  time.Time
+	until uint64    // sequence in the stream; 0: there is nothing to replay
+	now   time.Time // the server's clock …
+	local time.Time // … when ours said this
+}
+
+// planReplay asks the event stream how it stands.
+func (a *Aggregator) planReplay(ctx context.Context) error {
+	st, err := a.conn.State(ctx, bus.StreamEvents)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.replay = replay{from: st.Now.Add(-slices.Max(a.windows) - replayMargin), now: st.Now, local: time.Now()}
+	if st.Messages > 0 && st.LastTime.After(a.replay.from) {
+		a.replay.until = st.LastSeq
+	}
+	return nil
+}
+
+// retry calls do until it succeeds; it returns false when ctx ends before.
+func (a *Aggregator) retry(ctx context.Context, what string, do func(context.Context) error) bool {
+	for {
+		if a.conn.WaitConnected(ctx) != nil {
+			return false
+		}
+		err := do(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err == nil
+		}
+		a.throttle.Warn(a.log, "cannot "+what+", retrying", "error", err)
+		if !pause(ctx, time.Second) {
+			return false
+		}
+	}
+}
 
 // snapshotMargin keeps the replay of snapshots behind that of events: a
 // producer's events may wait for the bus longer than its snapshot.
 const snapshotMargin = 5 * time.Second
 
-// ensureStreams creates what is missing, waiting for the server if need be.
-// Where the server does not permit that, somebody else must have bootstrapped.
+// ensureStreams creates what is missing. Where the server does not permit that,
+// somebody else must have bootstrapped.
 func (a *Aggregator) ensureStreams(ctx context.Context) error {
-	if err := a.conn.WaitConnected(ctx); err != nil {
-		return err
+	made, err := a.conn.Bootstrap(ctx, a.deps.Limits, false)
+	if err == nil {
+		if len(made) > 0 {
+			a.log.Info("created streams", "streams", made)
+		}
+		return nil
 	}
-	for {
-		made, err := a.conn.Bootstrap(ctx, a.deps.Limits, false)
-		if err == nil {
-			if len(made) > 0 {
-				a.log.Info("created streams", "streams", made)
-			}
-			return nil
-		}
-		if missing, missErr := a.conn.Missing(ctx); missErr == nil && len(missing) == 0 {
-			return nil
-		}
-		a.throttle.Warn(a.log, "the streams are not there and cannot be created, retrying; ctfleet bootstrap creates them", "error", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
+	if missing, missErr := a.conn.Missing(ctx); missErr == nil && len(missing) == 0 {
+		return nil
 	}
+	return fmt.Errorf("%w; ctfleet bootstrap creates them", err)
 }
 
 // tickInterval is how often time passes where no message says so.
@@ -224,16 +256,11 @@ const tickInterval = 100 * time.Millisecond
 func (a *Aggregator) work(ctx context.Context) error {
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
-	empty, err := a.nothingToReplay(ctx)
-	if err != nil {
-		return err
-	}
 	a.mu.Lock()
-	a.heard = time.Now()
-	a.mu.Unlock()
-	if empty {
+	if a.replay.until == 0 {
 		a.goLive()
 	}
+	a.mu.Unlock()
 	for {
 		select {
 		case <-ctx.Done():
@@ -246,30 +273,12 @@ func (a *Aggregator) work(ctx context.Context) error {
 	}
 }
 
-// nothingToReplay reports whether the event stream holds nothing of interest,
-// so that no message will say that the replay is over.
-func (a *Aggregator) nothingToReplay(ctx context.Context) (bool, error) {
-	s, err := a.conn.JS.Stream(ctx, bus.StreamEvents)
-	if err != nil {
-		return false, fmt.Errorf("stream %s: %w", bus.StreamEvents, err)
-	}
-	state := s.CachedInfo().State
-	return state.Msgs == 0 || time.Since(state.LastTime) > slices.Max(a.windows), nil
-}
-
 // goLive ends the replay: from now on counts are judged and alerts published.
 func (a *Aggregator) goLive() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.goLiveLocked()
-}
-
-func (a *Aggregator) goLiveLocked() {
-	if a.live {
-		return
-	}
 	a.live, a.heard = true, time.Now()
 	a.ready.Store(true)
 	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
+	// The last message may be long past: the present is the server's.
+	a.counter.Advance(a.replay.now.Add(time.Since(a.replay.local)).UnixNano())
 	a.judgeAll()
 }

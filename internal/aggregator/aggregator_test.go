@@ -395,6 +395,10 @@ func TestSilentFirewall(t *testing.T) {
 	stop()
 	r.until("the good-bye", func() bool { return state("fw-b") == events.StateStopped })
 	a.mu.Lock()
+	a.fleet["fw-b"].seen = time.Now().Add(-2 * forgetStopped)
+	a.mu.Unlock()
+	r.until("the stopped one to be forgotten", func() bool { return state("fw-b") == "" })
+	a.mu.Lock()
 	a.fleet["fw-a"].seen = time.Now().Add(-time.Hour) // until its next report
 	a.mu.Unlock()
 	if top, err := a.Top(&events.TopQuery{}); err != nil || len(top.Stale) != 1 || top.Stale[0] != "fw-a" {

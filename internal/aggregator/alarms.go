@@ -43,6 +43,10 @@ func alarm(name, metric string, threshold float64, severity string) rule.Rule {
 // judgeFleet judges, once a second, what concerns a whole firewall.
 func (a *Aggregator) judgeFleet(now time.Time) {
 	for name, f := range a.fleet {
+		if f.gone(now) {
+			a.forget(name)
+			continue
+		}
 		acc, _ := a.counter.Account(name)
 		rise := f.history.take(counters{
 			drop: f.health.Kernel.Drop, earlyDrop: f.health.Kernel.EarlyDrop, insertFailed: f.health.Kernel.InsertFailed,
@@ -86,4 +90,13 @@ func (a *Aggregator) fleetValue(r *rule.Rule, s rule.Subject) (float64, bool) {
 	}
 	v, ok := f.values[r.Metric]
 	return v, ok
+}
+
+// forget drops a firewall that has been away for long, with what it
+// contributed; its alerts resolve.
+func (a *Aggregator) forget(name string) {
+	a.log.Info("forgetting a firewall that has been away for long", "firewall", name)
+	delete(a.fleet, name)
+	a.counter.Forget(name)
+	a.publish(a.engine.Forget(func(s rule.Subject) bool { return s.Firewall == name }, a.counter.Now()))
 }

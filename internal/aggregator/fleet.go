@@ -9,6 +9,10 @@ import (
 const (
 	staleAfter  = 3 * time.Second
 	silentAfter = 60 * time.Second
+	// A firewall that said good-bye is forgotten sooner than one that went
+	// silent, about which an alarm should keep firing.
+	forgetStopped = time.Hour
+	forgetSilent  = 7 * 24 * time.Hour
 )
 
 // firewall is one entry of the inventory.
@@ -36,6 +40,15 @@ func (f *firewall) state(now time.Time) string {
 		return events.StateStale
 	}
 	return events.StateFresh
+}
+
+// gone reports whether a firewall has been away for so long that it is no part
+// of the fleet any more.
+func (f *firewall) gone(now time.Time) bool {
+	if f.health.Stopping {
+		return now.Sub(f.seen) > forgetStopped
+	}
+	return now.Sub(f.seen) > forgetSilent
 }
 
 // sight takes a health report into the inventory.

@@ -39,10 +39,9 @@ func (a *Aggregator) take(m message) {
 		a.lag = m.Pending
 	}
 	if a.live {
-		a.judge(hot)
-	}
-	if !m.snapshot && m.Pending == 0 {
-		a.goLiveLocked()
+		a.judge(hot, m.Time.UnixNano())
+	} else if !m.snapshot && (m.Seq >= a.replay.until || m.Pending == 0) {
+		a.goLive()
 	}
 }
 
@@ -84,6 +83,10 @@ func (a *Aggregator) takeHealth(subject string, data []byte) {
 	defer a.mu.Unlock()
 	if err != nil {
 		a.refuse("health", subject, err)
+		return
+	}
+	if a.fleet[h.Firewall] == nil && len(a.fleet) >= count.DefaultMaxFirewalls {
+		a.refuse("health", subject, fmt.Errorf("%d firewalls are known, which is the limit", len(a.fleet)))
 		return
 	}
 	a.sight(h, time.Now())

@@ -49,14 +49,16 @@ func levelOf(r *rule.Rule) count.Level {
 }
 
 // judge asks for the exact values of hot keys and tells the engine.
-func (a *Aggregator) judge(hot []count.Hot) {
+// at is the time of the batch that made them hot, on the stream's clock: the id
+// of an alert is made of it, and two aggregators shall make the same.
+func (a *Aggregator) judge(hot []count.Hot, at int64) {
 	for i := range hot {
 		h := &hot[i]
 		for _, n := range a.byHot[hotSet{h.Set, h.Scope}] {
 			r := &a.engine.Rules()[n]
 			v, known := a.counter.Value(h.Set, h.Scope, h.Place, h.Key, r.Window())
 			if known && float64(v) >= r.Count {
-				a.publish(a.engine.Observe(n, rule.Subject{Realm: h.Place.Realm, Firewall: h.Place.Firewall, Key: h.Key}, float64(v), a.counter.Now()))
+				a.publish(a.engine.Observe(n, rule.Subject{Realm: h.Place.Realm, Firewall: h.Place.Firewall, Key: h.Key}, float64(v), at))
 			}
 		}
 	}
@@ -107,30 +109,22 @@ func (a *Aggregator) value(n int, s rule.Subject) (float64, bool) {
 	return float64(v), known
 }
 
-// quietReplay is how long a replay may bring nothing before it is over.
-const quietReplay = 3 * time.Second
+// vanished is how long a lag without messages is believed: what was behind may
+// have left the stream.
+const vanished = 2 * time.Second
 
 // tick lets time pass: counts fall, alerts resolve, silence is noticed.
 func (a *Aggregator) tick(now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.live {
-		if now.Sub(a.heard) > quietReplay {
-			a.goLiveLocked() // what was to be replayed lay outside of the windows
-		} else {
-			return
-		}
+		return
 	}
 	// While we lag behind the stream, its messages are the clock.
-	if a.lag == 0 {
-		clock := a.counter.Now()
-		if clock == 0 {
-			clock = now.UnixNano() // nothing was ever heard
-		} else {
-			clock += int64(now.Sub(a.heard))
-		}
-		a.judge(a.counter.Advance(clock))
-		a.heard = now
+	if passed := now.Sub(a.heard); a.lag == 0 || passed > vanished {
+		a.lag, a.heard = 0, now
+		hot := a.counter.Advance(a.counter.Now() + int64(passed))
+		a.judge(hot, a.counter.Now())
 	}
 	if now.Sub(a.judged) >= time.Second {
 		a.judged = now

@@ -11,7 +11,7 @@ import (
 func (a *Aggregator) register(reg *prometheus.Registry) {
 	a.refused = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_aggregator_refused_messages_total", Help: "Messages from the bus that could not be used."}, []string{"kind"})
 	a.fired = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_alerts_total", Help: "Alert messages by state and severity."}, []string{"state", "severity"})
-	a.dropped = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_alerts_dropped_total", Help: "Alerts dropped because the bus took none for too long."})
+	a.dropped = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_alerts_dropped_total", Help: "Alerts that were not published: the bus took none for too long, or not this one."})
 	if reg != nil {
 		reg.MustRegister(a.refused, a.fired, a.dropped, a)
 	}

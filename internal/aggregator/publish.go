@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -20,8 +21,8 @@ func (a *Aggregator) publish(transitions []rule.Transition) {
 		select {
 		case a.alerts <- alert:
 		default:
-			// The bus is away and thousands of alerts wait. They are not lost
-			// for good: what still fires is adopted or fires again.
+			// The bus is away and thousands of alerts wait. What stays over its
+			// threshold is reported again.
 			a.dropped.Inc()
 			a.throttle.Warn(a.log, "too many alerts wait for the bus, dropped one", "alert", alert.ID)
 		}
@@ -161,6 +162,11 @@ func (a *Aggregator) publishLoop(ctx context.Context) error {
 			for {
 				err := a.conn.PublishMessage(ctx, alertSubject(al), id, al)
 				if err == nil || ctx.Err() != nil {
+					break
+				}
+				if errors.Is(err, bus.ErrPermanent) {
+					a.dropped.Inc()
+					a.log.Error("an alert cannot be published", "alert", al.Text, "error", err)
 					break
 				}
 				a.throttle.Warn(a.log, "cannot publish an alert, retrying", "error", err)

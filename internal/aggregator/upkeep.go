@@ -16,6 +16,9 @@ const (
 	askPause = 10 * time.Second
 	// resyncBytesPerSecond bounds what all dumps together bring to the bus.
 	resyncBytesPerSecond = 5 << 20
+	// maxPause bounds the pause after one resync, whatever a firewall says of
+	// its size.
+	maxPause = 5 * time.Second
 	// flowBytes is what one flow takes in a snapshot, roughly.
 	flowBytes = 26
 	// paceInterval is how often the pace is announced, for producers that come.
@@ -27,9 +30,9 @@ const (
 
 // upkeepLoop asks for resyncs where active is not known, and sets the pace.
 func (a *Aggregator) upkeepLoop(ctx context.Context) error {
-	tick := time.NewTicker(250 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	var paced time.Time
+	var paced, next time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -42,10 +45,13 @@ func (a *Aggregator) upkeepLoop(ctx context.Context) error {
 				paced = now
 				a.sendPace()
 			}
+			if now.Before(next) {
+				continue
+			}
 			if name, flows := a.needsResync(now); name != "" {
-				a.askResync(ctx, name)
-				if !pause(ctx, time.Duration(flows)*flowBytes*time.Second/resyncBytesPerSecond) {
-					return nil
+				if a.askResync(ctx, name) {
+					seconds := float64(flows) * flowBytes / resyncBytesPerSecond
+					next = now.Add(time.Duration(min(seconds, maxPause.Seconds()) * float64(time.Second)))
 				}
 			}
 		}
@@ -72,14 +78,17 @@ func (a *Aggregator) needsResync(now time.Time) (name string, flows uint64) {
 	return "", 0
 }
 
-func (a *Aggregator) askResync(ctx context.Context, name string) {
+// askResync reports whether the firewall granted it.
+func (a *Aggregator) askResync(ctx context.Context, name string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var r events.ResyncReply
 	c := &events.Command{Verb: events.VerbResync, Firewall: name, Actor: "aggregator", Reason: "active is not known"}
 	if err := a.conn.Request(ctx, events.CommandSubject(name, events.VerbResync), c, &r); err != nil {
 		a.log.Debug("cannot ask for a resync, trying again", "firewall", name, "error", err)
+		return false
 	}
+	return r.Accepted
 }
 
 // sendPace tells producers how long to linger so that the fleet stays under

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -193,6 +194,13 @@ func (c *Conn) Connected() error {
 		return fmt.Errorf("no connection to NATS (%s)", strings.ToLower(c.NC.Status().String()))
 	}
 	return nil
+}
+
+// ServerAddr is the address of the server that we are connected to; ok is false
+// while there is none, and inside one process.
+func (c *Conn) ServerAddr() (addr netip.Addr, ok bool) {
+	ap, err := netip.ParseAddrPort(c.NC.ConnectedAddr())
+	return ap.Addr(), err == nil
 }
 
 // WaitConnected waits until the connection stands or ctx ends.

@@ -93,10 +93,18 @@ func (p *Publisher) done(m *nats.Msg, err error) {
 	if !ours {
 		return
 	}
-	var api *jetstream.APIError
 	r := Result{Token: token, Err: err}
-	r.Permanent = errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == apiMessageTooLarge
+	r.Permanent = permanent(err)
 	p.results <- r
+}
+
+// ErrPermanent is wrapped by PublishMessage when the message itself is wrong:
+// sending it again cannot help.
+var ErrPermanent = errors.New("the bus will never take it")
+
+func permanent(err error) bool {
+	var api *jetstream.APIError
+	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &api) && api.ErrorCode == apiMessageTooLarge
 }
 
 // PublishMessage sends one map message to a stream and waits for the
@@ -104,13 +112,16 @@ func (p *Publisher) done(m *nats.Msg, err error) {
 func (c *Conn) PublishMessage(ctx context.Context, subject, id string, m events.Message) error {
 	data, err := events.Marshal(m)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrPermanent, err)
 	}
 	var opts []jetstream.PublishOpt
 	if id != "" {
 		opts = append(opts, jetstream.WithMsgID(id))
 	}
 	if _, err := c.JS.Publish(ctx, subject, data, opts...); err != nil {
+		if permanent(err) {
+			err = fmt.Errorf("%w: %w", ErrPermanent, err)
+		}
 		return fmt.Errorf("publish to %s: %w", subject, err)
 	}
 	return nil

@@ -61,7 +61,7 @@ type Guard struct {
 
 	mu        sync.Mutex
 	protected *allowlist.List
-	ready     bool // Protect was told what this host cannot live without
+	ready     bool             // Protect was told what this host cannot live without
 	seen      map[string]int64 // id → expiry
 }
 

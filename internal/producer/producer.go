@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -315,10 +314,8 @@ func (p *Producer) protect() {
 	entries := allowlist.Addresses("own address", id.Addresses...)
 	entries = append(entries, allowlist.Addresses("gateway", id.Gateways...)...)
 	entries = append(entries, allowlist.Addresses("resolver", id.Resolvers...)...)
-	if addr, err := netip.ParseAddrPort(p.conn.NC.ConnectedAddr()); err == nil {
-		entries = append(entries, allowlist.Addresses("NATS server", addr.Addr())...)
-	} else if h, _, err := net.SplitHostPort(p.conn.NC.ConnectedAddr()); err == nil && h != "" {
-		p.log.Debug("NATS server without an address", "host", h)
+	if addr, ok := p.conn.ServerAddr(); ok {
+		entries = append(entries, allowlist.Addresses("NATS server", addr)...)
 	}
 	p.guard.Protect(entries)
 }
