@@ -360,6 +360,9 @@ func (s *show) takeAudit(m bus.Msg) {
 			return
 		}
 		if tail[1] == events.VerbResidual {
+			if r.Residual == nil {
+				return // somebody else's: anyone may publish in the lab
+			}
 			s.event(fmt.Sprintf("%-8s %s: 2 s later %d entries of %s are back", "residual", r.Firewall, *r.Residual, strings.Join(r.Addresses, " ")))
 			s.say("ordinary traffic goes on")
 			return
