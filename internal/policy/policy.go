@@ -45,7 +45,8 @@ type File struct {
 	Allowlist rule.Prefixes `yaml:"allowlist"` // addresses and prefixes
 	// CoolDown is how long an address is left alone after an action: a flush
 	// makes established flows come back as new ones, which must not trigger
-	// the next flush.
+	// the next flush. An address that is still over the threshold then is acted
+	// upon again.
 	CoolDown time.Duration `yaml:"cool_down"`
 	// MaxAge is how old an alert may be to be acted upon.
 	MaxAge time.Duration `yaml:"max_age"`
@@ -161,7 +162,7 @@ type Engine struct {
 	file     File
 	policies map[string]Policy
 	allow    *allowlist.List
-	cooling  map[target]time.Time // until when
+	cooling  map[target]coolDown
 }
 
 // target is what a cool-down is about. An address means nothing without its
@@ -171,9 +172,21 @@ type target struct {
 	address netip.Prefix
 }
 
+// Deed tells one decision to act from the next about the same address, as their
+// records do.
+type Deed struct {
+	Alert string // id
+	Time  int64  // when it was decided, Unix ms
+}
+
+type coolDown struct {
+	until time.Time
+	deed  Deed // that it is for
+}
+
 // New returns an engine for a validated file.
 func New(f File) *Engine {
-	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]time.Time{}}
+	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]coolDown{}}
 	for _, p := range f.Policies {
 		e.policies[p.Rule] = p
 	}
@@ -229,16 +242,16 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if len(d.Firewalls) == 0 {
 		return decline("none of the firewalls concerned can be reached")
 	}
-	for t, until := range e.cooling {
-		if !now.Before(until) {
+	for t, c := range e.cooling {
+		if !now.Before(c.until) {
 			delete(e.cooling, t)
 		}
 	}
 	t := target{a.Realm, d.Address}
-	if until, hot := e.cooling[t]; hot {
-		return decline("%s was acted upon and is left alone for another %s", d.Address, until.Sub(now).Round(time.Second))
+	if c, hot := e.cooling[t]; hot {
+		return decline("%s was acted upon and is left alone for another %s", d.Address, c.until.Sub(now).Round(time.Second))
 	}
-	e.cooling[t] = now.Add(e.file.CoolDown)
+	e.cooling[t] = coolDown{now.Add(e.file.CoolDown), Deed{a.ID, now.UnixMilli()}}
 	d.Reason = a.Text
 	d.Outcome = events.OutcomeCommanded
 	if d.Mode == Observe {
@@ -272,18 +285,20 @@ func (e *Engine) place(d *Decision, a *events.Alert, where string, fleet []Firew
 	slices.Sort(d.Away)
 }
 
-// Retract ends the cool-down that d began, when nothing came of d: it could not
-// even be recorded, and the alert will be decided upon again.
-func (e *Engine) Retract(realm string, d Decision) {
-	delete(e.cooling, target{realm, d.Address})
+// Retract ends the cool-down that a deed began, when nothing came of it: it
+// could not be recorded, or no firewall carried it out. A later deed's stays.
+func (e *Engine) Retract(realm string, address netip.Prefix, deed Deed) {
+	if t := (target{realm, address}); e.cooling[t].deed == deed {
+		delete(e.cooling, t)
+	}
 }
 
 // Acted tells that address was acted upon, by another responder or by this one
 // before it was started again.
-func (e *Engine) Acted(realm string, address netip.Prefix, at time.Time) {
+func (e *Engine) Acted(realm string, address netip.Prefix, deed Deed, at time.Time) {
 	t := target{realm, address}
-	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t]) {
-		e.cooling[t] = until
+	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t].until) {
+		e.cooling[t] = coolDown{until, deed}
 	}
 }
 

@@ -157,13 +157,12 @@ func TestWhere(t *testing.T) {
 
 func TestCoolDown(t *testing.T) {
 	e := engine(t, func(f *File) { f.CoolDown = time.Minute })
-	f := func(at time.Duration, outcome, reason string, change func(*events.Alert)) Decision {
+	f := func(at time.Duration, outcome, reason string, change func(*events.Alert)) {
 		t.Helper()
 		d, _ := e.Decide(alert(change), 0, start.Add(at), fleet())
 		if d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
 			t.Errorf("at %s: %q because %q, want %q because %q", at, d.Outcome, d.Reason, outcome, reason)
 		}
-		return d
 	}
 	const yes, no = events.OutcomeCommanded, events.OutcomeDeclined
 	other := func(a *events.Alert) { a.Key = "198.18.0.2" }
@@ -174,16 +173,21 @@ func TestCoolDown(t *testing.T) {
 	f(time.Second, yes, "", other)
 	f(time.Second, yes, "", branch) // another host
 	f(time.Minute-1, no, "", nil)
-	d := f(time.Minute, yes, "", nil)
+	f(time.Minute, yes, "", nil)
 	f(time.Minute+1, no, "", nil)
-	e.Retract(events.RealmDefault, d)
+	deed := func(at time.Duration) Deed { return Deed{"a1", start.Add(at).UnixMilli()} }
+	first := netip.MustParsePrefix("198.18.0.1/32")
+	e.Retract(events.RealmDefault, first, deed(0)) // what failed late ends no cool-down but its own
+	e.Retract("branch", first, deed(time.Minute))
+	f(time.Minute+1, no, "", nil)
+	e.Retract(events.RealmDefault, first, deed(time.Minute))
 	f(time.Minute+1, yes, "", nil)
 
 	// Another responder acted, or this one before a restart.
 	third := func(a *events.Alert) { a.Key = "198.18.0.3" }
 	p := netip.MustParsePrefix("198.18.0.3/32")
-	e.Acted(events.RealmDefault, p, start.Add(90*time.Second))
-	e.Acted(events.RealmDefault, p, start.Add(80*time.Second)) // records may come in any order
+	e.Acted(events.RealmDefault, p, Deed{"a3", 90}, start.Add(90*time.Second))
+	e.Acted(events.RealmDefault, p, Deed{"a3", 80}, start.Add(80*time.Second)) // records may come in any order
 	f(2*time.Minute, no, "left alone for another 30s", third)
 	f(3*time.Minute, yes, "", third)
 

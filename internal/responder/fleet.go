@@ -13,7 +13,8 @@ import (
 // sighting is the last health of a firewall and when it came.
 type sighting struct {
 	health events.Health
-	at     time.Time
+	at     time.Time // by our clock
+	live   bool      // we heard it ourselves; otherwise it was recalled
 }
 
 // fresh reports whether the firewall can be commanded: its clock and its boot
@@ -42,21 +43,36 @@ func (r *Responder) recall(ctx context.Context) error {
 }
 
 func (r *Responder) recallOnce(ctx context.Context) error {
+	if err := r.readClock(ctx); err != nil {
+		return err
+	}
 	last, err := r.conn.Last(ctx, bus.StreamLast, events.SubjectHealth+".*")
 	if err != nil {
 		return err
 	}
 	for _, m := range last {
-		r.sightAt(m.Subject, m.Data, m.Time)
+		r.recallHealth(m, time.Now())
 	}
-	return r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: time.Now().Add(-r.file.CoolDown), Filter: decisionSubject}, func(m bus.Msg) {
-		r.learnAt(m.Data, m.Time)
+	since := r.clock.at(time.Now()).Add(-r.file.CoolDown)
+	return r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: since, Filter: decisionSubject}, func(m bus.Msg) {
+		r.recallDecision(m, time.Now())
 	})
+}
+
+// recallHealth notes a firewall's last health, unless it has reported since.
+func (r *Responder) recallHealth(m bus.Msg, now time.Time) {
+	r.sightAt(m.Subject, m.Data, now.Add(-r.clock.age(m.Time, now)), false)
+}
+
+// recallDecision takes over what is left of the cool-down of a decision.
+func (r *Responder) recallDecision(m bus.Msg, now time.Time) {
+	r.learnAt(m.Data, now.Add(-r.clock.age(m.Time, now)))
 }
 
 // learn takes over the cool-downs that other responders began.
 func (r *Responder) learn(_ string, data []byte) { r.learnAt(data, time.Now()) }
 
+// learnAt notes a decision that was recorded at the given time of our clock.
 func (r *Responder) learnAt(data []byte, at time.Time) {
 	var d events.Decision
 	if err := events.Unmarshal(data, &d); err != nil {
@@ -64,20 +80,27 @@ func (r *Responder) learnAt(data []byte, at time.Time) {
 		return
 	}
 	address, err := events.ParsePrefix(d.Key)
-	if err != nil || d.Outcome != events.OutcomeCommanded {
-		return
+	if err != nil {
+		return // what names no address began no cool-down
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ours := r.own[recordID(&d)]; !ours {
-		r.engine.Acted(d.Realm, address, at)
+	if _, ours := r.own[recordID(&d)]; ours {
+		return
+	}
+	switch {
+	case d.Outcome == events.OutcomeCommanded:
+		r.engine.Acted(d.Realm, address, deed(&d), at)
+	case nothingDone(&d):
+		r.engine.Retract(d.Realm, address, deed(&d))
 	}
 }
 
-func (r *Responder) sight(subject string, data []byte) { r.sightAt(subject, data, time.Now()) }
+func (r *Responder) sight(subject string, data []byte) { r.sightAt(subject, data, time.Now(), true) }
 
-// sightAt notes a firewall's health that was sent at the given time.
-func (r *Responder) sightAt(subject string, data []byte, at time.Time) {
+// sightAt notes a firewall's health that was sent at the given time of our
+// clock. What we hear ourselves is newer than whatever is recalled.
+func (r *Responder) sightAt(subject string, data []byte, at time.Time, live bool) {
 	var h events.Health
 	name, err := events.SubjectFirewall(subject, events.SubjectHealth)
 	if err == nil {
@@ -92,8 +115,8 @@ func (r *Responder) sightAt(subject string, data []byte, at time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if at.After(r.fleet[name].at) {
-		r.fleet[name] = sighting{h, at}
+	if live || !r.fleet[name].live {
+		r.fleet[name] = sighting{h, at, live}
 	}
 }
 

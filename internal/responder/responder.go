@@ -74,6 +74,7 @@ type Responder struct {
 	own    map[string]time.Time // ids of our records, until when they are remembered
 
 	// Of the goroutine that handles alerts.
+	clock     serverClock
 	listening time.Time            // since when firewalls are heard
 	handled   map[string]time.Time // alerts decided upon, until when they are remembered
 
@@ -186,24 +187,23 @@ func (r *Responder) alert(ctx, sending context.Context, m bus.Msg) error {
 		return nil // it will not get better
 	}
 	r.awaitFleet(ctx, &a)
+	r.refreshClock(ctx)
 	now := time.Now()
 	forget(r.handled, now)
-	r.mu.Lock()
-	forget(r.own, now)
-	d, ok := r.engine.Decide(&a, now.Sub(m.Time), now, r.known())
-	r.mu.Unlock()
-	_, before := r.handled[a.ID]
-	if !ok || before && d.Outcome == events.OutcomeDeclined {
-		return nil // nobody asked about it, or the same "no" to an update of the same alert
+	d, ok := r.decide(&a, m.Time, now)
+	if !ok {
+		return nil // nobody asked about it
+	}
+	if _, before := r.handled[a.ID]; before && d.Outcome == events.OutcomeDeclined {
+		r.handled[a.ID] = now.Add(rememberAlerts)
+		return nil // the same "no" to an update of the same alert
 	}
 	rec, commands := r.describe(&a, d, now)
 	// First the record, then the deed.
 	if err := r.record(ctx, rec); err != nil {
 		// Nothing was done: the next attempt begins anew.
 		if d.Outcome != events.OutcomeDeclined {
-			r.mu.Lock()
-			r.engine.Retract(a.Realm, d)
-			r.mu.Unlock()
+			r.retract(rec)
 		}
 		r.throttle.Warn(r.log, "cannot record a decision, nothing is done until it is", "alert", a.ID, "error", err)
 		return err
@@ -215,6 +215,15 @@ func (r *Responder) alert(ctx, sending context.Context, m bus.Msg) error {
 		r.sending.Go(func() { r.carryOut(sending, rec, commands) })
 	}
 	return nil
+}
+
+// decide asks the policy about an alert that the server stamped with the given
+// time.
+func (r *Responder) decide(a *events.Alert, stamp, now time.Time) (policy.Decision, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	forget(r.own, now)
+	return r.engine.Decide(a, r.clock.age(stamp, now), now, r.known())
 }
 
 // forget removes what need not be remembered any more.
