@@ -43,8 +43,9 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		c := jetstream.StreamConfig{
 			Name: name, Subjects: []string{subject + ".*"},
 			MaxAge: l.EventsAge, MaxBytes: l.EventsBytes,
-			// A message holds up to 512 events; a firewall that fills its
-			// share pushes out its own, not the others'.
+			// A bound by number only, which is all that JetStream has per
+			// subject: a firewall with many small batches pushes out its own,
+			// one with many full ones can still take bytes from the others.
 			MaxMsgsPerSubject: 200_000,
 			Duplicates:        dedupeWindow,
 			MaxMsgSize:        events.MaxBatchBytes + 4096,

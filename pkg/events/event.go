@@ -139,7 +139,7 @@ type Event struct {
 	Orig  Tuple
 	Reply Tuple // meaningful when NAT is set; otherwise the mirror of Orig
 	Counters
-	ID          uint32 // CTA_ID; with the tuple it identifies one life of a flow
+	ID          uint32 // CTA_ID, a hash: tells two lives of a tuple apart mostly, not always
 	Zone        uint16
 	Status      uint16
 	Type        Type
