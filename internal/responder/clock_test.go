@@ -60,7 +60,11 @@ func TestClocksDiffer(t *testing.T) {
 
 			resp.recallHealth(health("recalled", ago(2*time.Second)), now)
 			d := decide(resp, "198.18.0.1", time.Second, events.OutcomeCommanded, "")
-			c := resp.commands(alert("a1", "198.18.0.1", only), d)[0]
+			commands := resp.commands(alert("a1", "198.18.0.1", only), d)
+			if len(commands) != 1 {
+				t.Fatalf("%d commands, want one", len(commands))
+			}
+			c := commands[0]
 			// The firewall's clock went on since it sent its report.
 			life := time.Duration(c.Expires) - 5*time.Hour - 2*time.Second
 			if c.Boot != "recalled" || life < commandLife || life > commandLife+time.Since(now)+time.Millisecond {
@@ -92,7 +96,7 @@ func TestClocksDiffer(t *testing.T) {
 			m := health("live", time.Time{})
 			resp.sight(m.Subject, m.Data)
 			boot("live")
-			resp.recallHealth(health("recalled", ago(-time.Second)), now)
+			resp.recallHealth(health("recalled", ago(-time.Hour)), time.Now())
 			boot("live")
 			m = health("next", time.Time{})
 			resp.sight(m.Subject, m.Data)

@@ -5,5 +5,9 @@
 //
 // Before its first alert a responder reads how things stand: the firewalls'
 // last health, and the decisions of the last cool-down. From then on it hears
-// what the other responders decide, so that they share the cool-downs.
+// what the other responders decide, so that they share the cool-downs. How old
+// things are is measured by the server's clock, which stamps them.
+//
+// An alert that goes on is published again and again: it is acted upon again
+// after its cool-down, or at once when nothing came of the last attempt.
 package responder
