@@ -9,5 +9,5 @@
 // things are is measured by the server's clock, which stamps them.
 //
 // An alert that goes on is published again and again: it is acted upon again
-// after its cool-down, or at once when nothing came of the last attempt.
+// after its cool-down, or at its next update when nothing came of the last try.
 package responder
