@@ -66,7 +66,7 @@ const (
 	OutcomeCommanded = "commanded" // commands were sent
 	OutcomeSimulated = "simulated" // the mode is observe: this is what would have been sent
 	OutcomeDeclined  = "declined"  // policy said no: allowlist, cool-down, too old
-	OutcomeFailed    = "failed"    // a command could not be delivered
+	OutcomeFailed    = "failed"    // commands could not be delivered or carried out
 )
 
 // Decision is what the responder made of an alert, recorded on
