@@ -152,6 +152,7 @@ func TestDecodeProcess(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(packed(f, map[string]any{"v": 1, "text": "\u202e", "list": []any{nil, 1.5, true}}))
 	f.Add([]byte{0x81, 0xa1, 'x', 0xd4, 0x05, 0x2a})
+	f.Add([]byte("\x81\xa1x\xc6\xdb\xdb\xdb\xdb0")) // 3.7 GB, it says
 	f.Add(bytes.Repeat([]byte{0xdd, 0x00, 0x01, 0x00, 0x00}, 50))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		out, err := decoded(t, data)

@@ -53,7 +53,8 @@ var built string
 func TestMain(m *testing.M) {
 	flag.Parse()
 	// Most of the time these tests wait for other processes, not for a processor.
-	if flag.Lookup("test.parallel").Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+	// A fuzzing run has as many workers as that, and they do need one.
+	if flag.Lookup("test.fuzz").Value.String() == "" && flag.Lookup("test.parallel").Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		_ = flag.Set("test.parallel", "6") // a number, hence no error
 	}
 	code := m.Run()

@@ -52,6 +52,11 @@ func (u *reader) value(depth int) (any, error) {
 		return u.object(depth)
 	case c >= 0xc7 && c <= 0xc9, c >= 0xd4 && c <= 0xd8:
 		return u.extension()
+	case c >= 0xa0 && c <= 0xbf, c >= 0xd9 && c <= 0xdb:
+		b, err := u.bytes()
+		return string(b), err
+	case c >= 0xc4 && c <= 0xc6:
+		return u.bytes()
 	}
 	v, err := u.dec.DecodeInterface()
 	if err != nil {
@@ -76,6 +81,20 @@ func (u *reader) fits(n int) error {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
+}
+
+// bytes reads a string or bin value, whose claimed length is believed only as
+// far as there is input.
+func (u *reader) bytes() ([]byte, error) {
+	n, err := u.dec.DecodeBytesLen()
+	if err == nil {
+		err = u.fits(n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n)
+	return b, u.dec.ReadFull(b)
 }
 
 func (u *reader) array(depth int) (any, error) {
