@@ -4,11 +4,10 @@
 //
 // The checks, in the order they are made: the command names addresses; it is
 // for this firewall, its realm and this run of its producer; it is fresh by the
-// firewall's own clock; deletion is enabled and what this host cannot live
-// without is known; it was not seen before; each
-// prefix is no wider than allowed, and none is what this host cannot live
-// without. A prefix that merely contains a protected address is carried out
-// around it, entry by entry (see [Guard.Keep]).
+// firewall's own clock; deletion is enabled, and what this host cannot live
+// without is known; it was not seen before; each prefix is no wider than
+// allowed, and none is protected. A prefix that merely contains a protected
+// address is carried out around it, entry by entry (see [Guard.Keep]).
 package guard
 
 import (
