@@ -121,10 +121,17 @@ func requireRoot(t *testing.T) {
 	if os.Geteuid() == 0 && slices.Equal(strings.Fields(string(users)), []string{"0", "0", "4294967295"}) {
 		return
 	}
+	lacks(t, "root of the host")
+}
+
+// lacks skips a test for want of something, or fails it where nothing may be
+// wanting.
+func lacks(t *testing.T, what string) {
+	t.Helper()
 	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatal("CTFLEET_REQUIRE_KERNEL=1, and this test needs to be root of the host")
+		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs %s", what)
 	}
-	t.Skip("needs root")
+	t.Skip("needs " + what)
 }
 
 // TestWithoutPermission runs the producer as a user who may not.
@@ -160,11 +167,11 @@ func TestWithoutTracking(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("needs ip(8)")
+		lacks(t, "ip(8)")
 	}
 	name := fmt.Sprintf("ctfleet-e2e-%d", os.Getpid())
 	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
-		t.Skipf("cannot make a namespace with a name here: %v: %s", err, out)
+		lacks(t, fmt.Sprintf("a namespace with a name: %v: %s", err, out))
 	}
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
@@ -181,7 +188,7 @@ func TestWithoutTracking(t *testing.T) {
 	}
 	// The remedy is one that works.
 	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("needs nft(8) to follow the advice")
+		lacks(t, "nft(8) to follow the advice")
 	}
 	for _, line := range rule {
 		if out, err := exec.Command("ip", "netns", "exec", name, "nft", line).CombinedOutput(); err != nil {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/traffic"
 )
@@ -24,19 +23,11 @@ var captureRates = []float64{30_000, 100_000}
 // benchCapture compares the CPU time per event of the whole producer, from the
 // socket to the acknowledged batch, with ti-mo's Listen that only receives.
 func benchCapture(ctx context.Context) ([]figure, error) {
-	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true})
+	server, _, closeBus, err := startBus(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer server.Close()
-	conn, err := bus.Connect(bus.Config{Server: server, Role: "bench"})
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if _, err := conn.Bootstrap(ctx, bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
-		return nil, err
-	}
+	defer closeBus()
 	var rows []figure
 	for _, rate := range captureRates {
 		f, err := captureAt(ctx, rate, server.URL())

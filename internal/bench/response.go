@@ -42,19 +42,11 @@ func benchResponse(ctx context.Context) ([]figure, error) {
 	}
 	defer l.Close()
 	fw := l.Firewall("fw-a")
-	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true})
+	server, conn, closeBus, err := startBus(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer server.Close()
-	conn, err := bus.Connect(bus.Config{Server: server, Role: "bench"})
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if _, err := conn.Bootstrap(ctx, bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
-		return nil, err
-	}
+	defer closeBus()
 	r, err := newResponse(ctx, fw, server, conn)
 	if err != nil {
 		return nil, err
