@@ -25,7 +25,7 @@ import (
 // Options are what an operator sets; the flags of cmd/aggregator.
 type Options struct {
 	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
-	MaxKeys int    `default:"1048576" help:"Addresses remembered per firewall and count; the smallest go first (${default})."`
+	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
 }
 
 // Load reads the rules file, if there is one.
@@ -57,7 +57,7 @@ type Aggregator struct {
 	conn *bus.Conn
 
 	windows []time.Duration
-	byHot   map[hotSet][]int // rules that a hot key may concern
+	levels  []int // the rule of each of the counter's levels
 
 	intake chan message
 	alerts chan *events.Alert
@@ -90,7 +90,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		deps.Limits = bus.DefaultLimits
 	}
 	a := &Aggregator{
-		opt: opt, deps: deps, log: deps.Log, byHot: map[hotSet][]int{}, fleet: map[string]*firewall{},
+		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
 		intake: make(chan message, 1024), alerts: make(chan *events.Alert, 4096),
 	}
 	rules := slices.Concat(file.Rules, alarms)
@@ -109,8 +109,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 			cfg.Windows = append(cfg.Windows, level.Window)
 		}
 		cfg.Levels = append(cfg.Levels, level)
-		hot := hotSet{level.Set, level.Scope}
-		a.byHot[hot] = append(a.byHot[hot], i)
+		a.levels = append(a.levels, i)
 	}
 	slices.Sort(cfg.Windows)
 	cfg.Windows = slices.Compact(cfg.Windows)

@@ -8,13 +8,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/rule"
 )
 
-// hotSet is what the counter says of a hot key that selects the rules it may
-// concern.
-type hotSet struct {
-	set   count.Set
-	scope count.Scope
-}
-
 // levelOf is what the counter must watch for a rule.
 func levelOf(r *rule.Rule) count.Level {
 	l := count.Level{Set: count.Set{Track: count.BySrc}, Scope: count.Fleet, Window: r.Window(), Count: uint64(max(math.Ceil(r.Count), 1))}
@@ -48,19 +41,13 @@ func levelOf(r *rule.Rule) count.Level {
 	return l
 }
 
-// judge asks for the exact values of hot keys and tells the engine.
-// at is the time of the batch that made them hot, on the stream's clock: the id
+// judge tells the engine what has crossed a level. Its time is that of the batch that did it, on the stream's clock: the id
 // of an alert is made of it, and two aggregators shall make the same.
-func (a *Aggregator) judge(hot []count.Hot, at int64) {
-	for i := range hot {
-		h := &hot[i]
-		for _, n := range a.byHot[hotSet{h.Set, h.Scope}] {
-			r := &a.engine.Rules()[n]
-			v, known := a.counter.Value(h.Set, h.Scope, h.Place, h.Key, r.Window())
-			if known && float64(v) >= r.Count {
-				a.publish(a.engine.Observe(n, rule.Subject{Realm: h.Place.Realm, Firewall: h.Place.Firewall, Key: h.Key}, float64(v), at))
-			}
-		}
+func (a *Aggregator) judge(crossed []count.Crossing) {
+	for i := range crossed {
+		c := &crossed[i]
+		subject := rule.Subject{Realm: c.Place.Realm, Firewall: c.Place.Firewall, Key: c.Key}
+		a.publish(a.engine.Observe(a.levels[c.Level], subject, float64(c.Value), c.At))
 	}
 }
 
@@ -123,8 +110,7 @@ func (a *Aggregator) tick(now time.Time) {
 	// While we lag behind the stream, its messages are the clock.
 	if passed := now.Sub(a.heard); a.lag == 0 || passed > vanished {
 		a.lag, a.heard = 0, now
-		hot := a.counter.Advance(a.counter.Now() + int64(passed))
-		a.judge(hot, a.counter.Now())
+		a.judge(a.counter.Advance(a.counter.Now() + int64(passed)))
 	}
 	if now.Sub(a.judged) >= time.Second {
 		a.judged = now

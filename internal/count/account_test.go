@@ -84,7 +84,7 @@ func one(t *testing.T) (*receiver, func(boot byte, seq, total uint64, n int, los
 }
 
 // live hands a live batch of fw-a to the counter.
-func (r *receiver) live(h events.Header, stream int64, evs ...events.Event) []Hot {
+func (r *receiver) live(h events.Header, stream int64, evs ...events.Event) []Crossing {
 	r.t.Helper()
 	return r.deliver(message{"fw-a", h.Phase != events.Live, r.encode(h, evs...), stream})
 }
@@ -285,7 +285,7 @@ func TestZonesAreBounded(t *testing.T) {
 		t.Errorf("%d places, want %d realms with one firewall each", n, MaxZones+1)
 	}
 	set := Set{Metric: Opened}
-	key := prefixOf(maskKey(events.Addr{Lo: 7}, false, 32), &set)
+	key := prefixOf(maskKey(events.Addr{Lo: 7}, false, 32, 0), &set)
 	for _, realm := range []string{"default", "default_z1", "default_z255"} {
 		if n, ok := rec.c.Value(set, Fleet, Place{Realm: realm}, key, time.Second); n != 1 || !ok {
 			t.Errorf("realm %s: %d, %v", realm, n, ok)

@@ -11,10 +11,10 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// TestHotWhenCrossed: whatever reaches a level is reported by the call that
+// TestCrossings: whatever reaches a level is reported by the call that
 // counted the event that reached it, for each scope, and never twice in one
 // call.
-func TestHotWhenCrossed(t *testing.T) {
+func TestCrossings(t *testing.T) {
 	opened, unreplied := Set{Metric: Opened}, Set{Track: ByDst, Metric: Unreplied}
 	ssh := Set{Metric: Opened, Match: MatchProtocol(6, 22)}
 	net24 := Set{Metric: Opened, IPv4Bits: 24}
@@ -40,18 +40,25 @@ func TestHotWhenCrossed(t *testing.T) {
 			if len(hot) == 0 {
 				quiet++
 			}
-			unique := map[Hot]bool{}
+			type crossing struct {
+				level int
+				place Place
+				key   netip.Prefix
+			}
+			unique := map[crossing]bool{}
 			for _, h := range hot {
-				if unique[h] {
-					t.Fatalf("seed %d: %v is reported twice", seed, h)
+				is := crossing{h.Level, h.Place, h.Key}
+				l := cfg.Levels[h.Level]
+				if v, known := rec.c.Value(l.Set, l.Scope, h.Place, h.Key, l.Window); !known || v != h.Value || v < l.Count || h.At != m.stream || unique[is] {
+					t.Fatalf("seed %d: %+v is reported (before: %v), it is %d, %v", seed, h, unique[is], v, known)
 				}
-				unique[h] = true
+				unique[is] = true
 			}
 			is := &rec.c.firewalls[m.firewall].epochs.shown
 			shown := is.epoch != 0 && is.epoch.number() == rec.b.Epoch && is.boot.id == rec.b.Boot
 			offset := fleet[slices.IndexFunc(fleet, func(s *simulated) bool { return s.name == m.firewall })].offsets[rec.b.Boot]
 			// Which of the batch's keys are at a level now?
-			for _, l := range cfg.Levels {
+			for i, l := range cfg.Levels {
 				if m.snapshot && l.Set.Metric != Active {
 					continue
 				}
@@ -78,7 +85,7 @@ func TestHotWhenCrossed(t *testing.T) {
 						continue
 					}
 					reached[l]++
-					if !unique[Hot{l.Set, l.Scope, place, k}] {
+					if !unique[crossing{i, place, k}] {
 						t.Fatalf("seed %d: %v at %v is at %d of %d, and not reported", seed, k, place, value, l.Count)
 					}
 				}
@@ -95,19 +102,19 @@ func TestHotWhenCrossed(t *testing.T) {
 	}
 }
 
-// TestHotWhenShown: a snapshot makes keys hot when it is shown, not before.
-func TestHotWhenShown(t *testing.T) {
+// TestCrossingsWhenShown: a snapshot makes keys hot when it is shown, not before.
+func TestCrossingsWhenShown(t *testing.T) {
 	rec := newReceiver(t, Config{Levels: []Level{{activeBySrc, Fleet, 0, 3}, {activeBySrc, Firewall, 0, 4}}})
 	three := []events.Event{flowEvent(events.Existing, 1, 0), flowEvent(events.Existing, 1, 0), flowEvent(events.Existing, 1, 0)}
 	if hot := rec.live(events.Header{Seq: 1, Epoch: 1, Phase: begin}, day, three...); len(hot) != 0 {
 		t.Errorf("hot before it is shown: %v", hot)
 	}
 	hot := rec.live(events.Header{Seq: 2, Epoch: 1, Phase: end}, day)
-	if want := []Hot{{activeBySrc, Fleet, realmDefault, source(1)}}; !slices.Equal(hot, want) {
+	if want := []Crossing{{0, realmDefault, source(1), 3, day}}; !slices.Equal(hot, want) {
 		t.Errorf("hot is %v, want %v", hot, want)
 	}
 	hot = rec.live(events.Header{Seq: 1, Epoch: 1}, day, flowEvent(events.New, 1, 0), flowEvent(events.New, 2, 0))
-	want := []Hot{{activeBySrc, Firewall, onFirewallA, source(1)}, {activeBySrc, Fleet, realmDefault, source(1)}}
+	want := []Crossing{{0, realmDefault, source(1), 4, day}, {1, onFirewallA, source(1), 4, day}}
 	if !slices.Equal(hot, want) {
 		t.Errorf("hot is %v, want %v", hot, want)
 	}
@@ -144,7 +151,7 @@ func TestMatch(t *testing.T) {
 		{"no ports", MatchPorts(), [4]bool{true, true, true, true}},
 	} {
 		for i, e := range []events.Event{tcp22, tcp443, udp22, icmp} {
-			if got := c.m.takes(&e); got != c.want[i] {
+			if got := c.m.takes(e.Proto, e.Orig.DstPort); got != c.want[i] {
 				t.Errorf("%s: event %d: %v", c.name, i, got)
 			}
 		}
@@ -166,21 +173,21 @@ func TestMaskKey(t *testing.T) {
 			set.IPv4Bits = 0
 		}
 		a, ipv6 := events.FromNetip(p.Addr())
-		k := maskKey(a, ipv6, p.Bits())
+		k := maskKey(a, ipv6, p.Bits(), 5)
 		if got := prefixOf(k, &set); got != p.Masked() {
 			t.Errorf("%s: key is %v, want %v", text, got, p.Masked())
 		}
-		if back, ok := keyFrom(p, &set); !ok || back != k {
+		if back, ok := keyFrom(p, &set, 5); !ok || back != k {
 			t.Errorf("%s: from the prefix: %v, %v, want %v", text, back, ok, k)
 		}
 	}
-	if _, ok := keyFrom(netip.MustParsePrefix("203.0.113.0/24"), &Set{}); ok {
+	if _, ok := keyFrom(netip.MustParsePrefix("203.0.113.0/24"), &Set{}, 5); ok {
 		t.Error("a /24 is a key among addresses")
 	}
-	if k, ok := keyFrom(netip.MustParsePrefix("::ffff:203.0.113.7/128"), &Set{}); !ok || k.Tag != tagIPv4 {
+	if k, ok := keyFrom(netip.MustParsePrefix("::ffff:203.0.113.7/128"), &Set{}, 5); !ok || k.Tag != 5<<1 {
 		t.Errorf("a mapped address: %v, %v", k, ok)
 	}
-	if _, ok := keyFrom(netip.Prefix{}, &Set{}); ok {
+	if _, ok := keyFrom(netip.Prefix{}, &Set{}, 5); ok {
 		t.Error("the zero prefix is a key")
 	}
 }
@@ -257,7 +264,6 @@ func TestConfig(t *testing.T) {
 		"an unknown metric":   {func(c *Config) { c.Sets = []Set{{Metric: 9}} }, "unknown metric 9"},
 		"a long prefix":       {func(c *Config) { c.Sets = []Set{{IPv4Bits: 33}} }, "prefix lengths 33 and 0"},
 		"negative keys":       {func(c *Config) { c.MaxKeys = -1 }, "max keys"},
-		"negative gauges":     {func(c *Config) { c.MaxActive = -1 }, "max active -1"},
 		"negative firewalls":  {func(c *Config) { c.MaxFirewalls = -1 }, "max firewalls -1"},
 		"a long IPv6 prefix":  {func(c *Config) { c.Sets = []Set{{IPv6Bits: 129}} }, "129 are beyond"},
 		"a level's long mask": {func(c *Config) { c.Levels[0].Set.IPv4Bits = 40 }, "level 1: count: set: prefix"},
@@ -309,7 +315,7 @@ func TestNotKept(t *testing.T) {
 	if rec.c.Partial(time.Second) || !rec.c.Partial(3*time.Second) {
 		t.Error("after a second the window of a second is full, and no other")
 	}
-	if s := rec.c.Stats(); s.Firewalls != 1 || s.Places != 2 || s.Keys != 4 || s.Bytes == 0 {
+	if s := rec.c.Stats(); s.Firewalls != 1 || s.Places != 2 || s.Keys != 2 || s.Bytes == 0 {
 		t.Errorf("stats are %+v", s)
 	}
 }

@@ -53,7 +53,7 @@ func replay(t *testing.T, batches []sending, clock func(int64) int64) []reading 
 		}
 		rec.deliver(message{firewall: "fw-a", data: data, stream: b.stored})
 		now := rec.c.Now()
-		value, _ := rec.c.Value(set, Firewall, place, prefixOf(maskKey(e.Orig.Src, false, 32), &set), window)
+		value, _ := rec.c.Value(set, Firewall, place, prefixOf(maskKey(e.Orig.Src, false, 32, 0), &set), window)
 		from, _ := slices.BinarySearch(all, now-int64(window)+1)
 		to, _ := slices.BinarySearch(all, now+1)
 		out = append(out, reading{now, int64(value), int64(to - from)})

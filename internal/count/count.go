@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -18,133 +17,118 @@ type Config struct {
 	Windows []time.Duration
 	// Sets to keep beside those that are always kept.
 	Sets []Set
-	// Levels are the values that someone judges: Apply reports a key as hot
-	// when it could have reached one. A level's set need not be in Sets too.
+	// Levels are the values that someone judges. A level's set need not be in
+	// Sets too.
 	Levels []Level
-	// MaxKeys bounds each table: one set on one firewall, or one set in one
-	// realm. So a flood through one firewall cannot push out the others' keys.
-	// 0 means DefaultMaxKeys.
+	// MaxKeys bounds the addresses of each track, prefix and match, over the
+	// whole fleet. At the bound each firewall keeps its equal share, so that a
+	// flood through one cannot push out the others' (see [window.Table]). 0
+	// means DefaultMaxKeys.
 	MaxKeys int
-	// MaxActive bounds the keys of each gauge of active flows on a firewall,
-	// which cannot evict: at the bound new keys are not counted, and the
-	// firewall's active count is marked approximate. 0 means DefaultMaxActive.
-	MaxActive int
 	// MaxFirewalls bounds how many senders are known at a time; batches of
 	// others are refused. 0 means DefaultMaxFirewalls.
 	MaxFirewalls int
 }
 
-// Level is a value worth judging.
-type Level struct {
-	Set    Set
-	Scope  Scope
-	Window time.Duration // one of Config.Windows; ignored for Active
-	Count  uint64        // at least 1
-}
-
 // Defaults of Config, and the bound on zones.
 const (
-	DefaultMaxKeys      = 1 << 20
-	DefaultMaxActive    = 1 << 22
+	DefaultMaxKeys      = 1 << 21
 	DefaultMaxFirewalls = 4096
 	// MaxZones is how many non-zero conntrack zones of one firewall are
 	// counted; events of further ones are refused, and counted as such.
 	MaxZones = 256
 )
 
-// Counter is the fleet's counts. It belongs to one goroutine.
+// Counter is the fleet's counts. It belongs to one goroutine, but for [Counter.Run].
 type Counter struct {
 	windows      []time.Duration
-	maxKeys      int
-	maxActive    int
+	levels       []Level
 	maxFirewalls int
-	selectors    []selector
-	bySet        map[Set]int // selector of a set without its metric
-	seed         [2]uint64
+	lanes        [2]lane // by track
+	bySet        map[Set]*selector
 
 	firewalls map[string]*firewall
-	realms    map[string]*place
+	realms    map[string]*realm
+	sites     []*site         // by their number as members of the tables; nil where a number is leaving or free
+	leaving   []window.Member // their site is gone, not yet their keys
+	free      []window.Member
+	realmTags []*realm // by number; nil: free
 
 	now, first int64 // stream's clock, ns
 	reclaimed  int64 // when reclaim last looked
 
-	// Scratch, so that counting does not allocate.
-	event    events.Event
-	tallies  []tally
-	hotIndex []int
-	hot      []Hot
-	hotSeen  map[hotKey]struct{}
-	lastHot  hotKey
+	// What was admitted and is not counted yet.
+	jobs   []job
+	flows  []flow // of all jobs
+	briefs []events.Brief
+	out    []Crossing
 }
 
 // New returns an empty counter, or an error naming what is wrong with cfg.
 func New(cfg Config) (*Counter, error) {
 	c := &Counter{
-		windows: slices.Clone(cfg.Windows), maxKeys: cfg.MaxKeys, maxActive: cfg.MaxActive, maxFirewalls: cfg.MaxFirewalls,
-		bySet: map[Set]int{}, seed: [2]uint64{rand.Uint64(), rand.Uint64()},
-		firewalls: map[string]*firewall{}, realms: map[string]*place{}, hotSeen: map[hotKey]struct{}{},
-	}
-	if c.maxKeys == 0 {
-		c.maxKeys = DefaultMaxKeys
-	}
-	if c.maxActive == 0 {
-		c.maxActive = DefaultMaxActive
+		windows: slices.Clone(cfg.Windows), levels: slices.Clone(cfg.Levels), maxFirewalls: cfg.MaxFirewalls,
+		bySet: map[Set]*selector{}, firewalls: map[string]*firewall{}, realms: map[string]*realm{},
 	}
 	if c.maxFirewalls == 0 {
 		c.maxFirewalls = DefaultMaxFirewalls
 	}
-	if c.maxActive < 0 || c.maxFirewalls < 0 {
-		return nil, fmt.Errorf("count: max active %d, max firewalls %d: neither may be negative", c.maxActive, c.maxFirewalls)
+	if c.maxFirewalls < 0 {
+		return nil, fmt.Errorf("count: max firewalls %d: must not be negative", c.maxFirewalls)
+	}
+	for i := range c.lanes {
+		c.lanes[i] = lane{c: c, seen: map[hotKey]struct{}{}}
 	}
 	for _, track := range []Track{BySrc, ByDst} {
 		for m := range metrics {
-			if err := c.keep(Set{Track: track, Metric: m}); err != nil {
+			if _, err := c.keep(Set{Track: track, Metric: m}); err != nil {
 				return nil, err
 			}
 		}
 	}
 	for _, set := range cfg.Sets {
-		if err := c.keep(set); err != nil {
+		if _, err := c.keep(set); err != nil {
 			return nil, err
 		}
 	}
-	for i, l := range cfg.Levels {
-		if err := c.watch(l); err != nil {
+	for i := range c.levels {
+		if err := c.watch(i); err != nil {
 			return nil, fmt.Errorf("count: level %d: %w", i+1, err)
 		}
 	}
-	// A table says what is wrong with windows, levels and bounds.
-	for i := range c.selectors {
-		for m := range Active {
-			for _, l := range [][]window.Level{c.selectors[i].site[m].windows, c.selectors[i].realm[m].windows} {
-				if _, err := window.New(window.Config{Windows: c.windows, Levels: l, MaxKeys: c.maxKeys}); err != nil {
-					return nil, fmt.Errorf("count: %w", err)
-				}
+	if cfg.MaxKeys == 0 {
+		cfg.MaxKeys = DefaultMaxKeys
+	}
+	for i := range c.lanes {
+		for _, s := range c.lanes[i].selectors {
+			if err := s.open(c, cfg.MaxKeys); err != nil {
+				return nil, fmt.Errorf("count: %w", err)
 			}
 		}
 	}
-	c.tallies = make([]tally, len(c.selectors))
 	return c, nil
 }
 
 // keep makes set one of those that are counted.
-func (c *Counter) keep(set Set) error {
+func (c *Counter) keep(set Set) (*selector, error) {
 	if err := set.check(); err != nil {
-		return fmt.Errorf("count: %w", err)
+		return nil, fmt.Errorf("count: %w", err)
 	}
 	key := set.selector()
-	i, ok := c.bySet[key]
+	s, ok := c.bySet[key]
 	if !ok {
-		i = len(c.selectors)
-		c.bySet[key] = i
-		c.selectors = append(c.selectors, selector{set: key})
+		s = &selector{set: key}
+		c.bySet[key] = s
+		l := &c.lanes[set.Track]
+		l.selectors = append(l.selectors, s)
 	}
-	c.selectors[i].keeps[set.Metric] = true
-	return nil
+	s.keep(set.Metric)
+	return s, nil
 }
 
 // watch makes a level one that keys are judged by.
-func (c *Counter) watch(l Level) error {
+func (c *Counter) watch(i int) error {
+	l := &c.levels[i]
 	switch {
 	case l.Scope > FleetMax:
 		return fmt.Errorf("unknown scope %d", l.Scope)
@@ -153,15 +137,11 @@ func (c *Counter) watch(l Level) error {
 	case l.Set.Metric != Active && !slices.Contains(c.windows, l.Window):
 		return fmt.Errorf("window %v is not kept", l.Window)
 	}
-	if err := c.keep(l.Set); err != nil {
+	s, err := c.keep(l.Set)
+	if err != nil {
 		return err
 	}
-	s := &c.selectors[c.bySet[l.Set.selector()]]
-	if l.Scope == Fleet {
-		s.realm[l.Set.Metric].add(l)
-	} else {
-		s.site[l.Set.Metric].add(l)
-	}
+	s.levels[l.Set.Metric] = append(s.levels[l.Set.Metric], i)
 	return nil
 }
 
@@ -172,21 +152,37 @@ func (c *Counter) Now() int64 { return c.now }
 // Advance moves the clock on (never back) and reclaims what has expired.
 // Callers do so from local time a few times a second, so that counts fall when
 // no batch arrives; in a replay they do not. Snapshots that waited in vain for a
-// live batch become visible: their hot keys are returned, valid until the next
-// call.
-func (c *Counter) Advance(now int64) []Hot {
+// live batch become visible: what thereby crosses a level is returned, valid until the next
+// call. Nothing admitted may be left to count.
+func (c *Counter) Advance(now int64) []Crossing {
 	c.now = max(c.now, now)
-	for _, r := range c.realms {
-		r.advance(c.now)
-		for _, s := range r.sites {
-			s.advance(c.now)
-		}
-	}
+	c.jobs = append(c.jobs, job{now: c.now, at: c.now})
 	for _, f := range c.firewalls {
-		c.settle(f)
+		c.settle(f, c.now)
 	}
+	out := c.finish()
 	c.reclaim()
-	return c.takeHot()
+	return out
+}
+
+// Apply counts a batch of ct.v1.events.<firewall> by itself: it is Admit, Run and Commit.
+func (c *Counter) Apply(firewall string, b *events.Batch, stream int64) ([]Crossing, error) {
+	err := c.Admit(firewall, b, stream)
+	return c.finish(), err
+}
+
+// ApplySnapshot does the same with a batch of ct.v1.snapshots.<firewall>.
+func (c *Counter) ApplySnapshot(firewall string, b *events.Batch, stream int64) ([]Crossing, error) {
+	err := c.AdmitSnapshot(firewall, b, stream)
+	return c.finish(), err
+}
+
+// finish counts what was admitted.
+func (c *Counter) finish() []Crossing {
+	for i := range c.lanes {
+		c.Run(i)
+	}
+	return c.Commit()
 }
 
 // Account is what is known of one sender and of how completely it was heard.
@@ -214,8 +210,8 @@ type Account struct {
 	Active      uint64 // flows held, all realms and zones
 	ActiveKnown bool   // a snapshot has been completed
 	// Approximate: the active count may differ from the table until the next
-	// complete snapshot (events of its epoch are missing, or its producer
-	// restarted). A resync mends it.
+	// complete snapshot (events of its epoch are missing, its producer
+	// restarted, or addresses had to go at MaxKeys with what they held). A resync mends it.
 	Approximate bool
 	// Pending: a newer snapshot is on its way here. Since is when it began, or
 	// when the first sign of it was seen; one that takes long was lost.
@@ -247,7 +243,7 @@ func (c *Counter) account(f *firewall) Account {
 		Events: f.events, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
 		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
 		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
-		Approximate: f.epochs.approximate(f.newest, c.now) || f.crowded(),
+		Approximate: f.epochs.approximate(f.newest, c.now) || f.epochs.shown.epoch != 0 && c.short(f),
 		Pending:     f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,
 	}
 	for _, b := range f.boots {
@@ -263,47 +259,41 @@ func (c *Counter) account(f *firewall) Account {
 	return a
 }
 
+// short reports whether some of what a firewall holds had to go at MaxKeys.
+func (c *Counter) short(f *firewall) bool {
+	for _, s := range f.sites {
+		for _, sel := range c.bySet {
+			if sel.table.Short(s.member) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Stats is what the counter holds, for metrics.
 type Stats struct {
 	Firewalls, Places int
 	Keys              int    // in all tables
 	Bytes             int    // of all tables
-	Evicted           uint64 // keys pushed out at MaxKeys, of the tables that there are now
+	Evicted           uint64 // keys pushed out at MaxKeys
 	TooLate           uint64 // events older than the longest window when they came
 }
 
-// Stats sums over all tables; it costs a pass over the places.
+// Stats sums over all tables.
 func (c *Counter) Stats() Stats {
 	s := Stats{Firewalls: len(c.firewalls), Places: len(c.realms)}
 	for _, r := range c.realms {
-		s.add(r)
 		s.Places += len(r.sites)
-		for _, p := range r.sites {
-			s.add(p)
+	}
+	for key, sel := range c.bySet {
+		one := sel.table.Stats()
+		s.Keys += one.Keys + one.Shares
+		s.Bytes += one.Bytes
+		s.Evicted += one.Evicted
+		if key == (Set{}) { // it takes every event once
+			s.TooLate = one.TooLate
 		}
 	}
 	return s
-}
-
-func (s *Stats) add(p *place) {
-	for i := range p.tables {
-		for m, t := range p.tables[i] {
-			if t == nil {
-				continue
-			}
-			one := t.Stats()
-			s.Keys += one.Keys
-			s.Bytes += one.Bytes
-			s.Evicted += one.Evicted
-			if p.realm == nil && i == 0 && Metric(m) != Unreplied {
-				s.TooLate += one.TooLate
-			}
-		}
-	}
-	for _, g := range p.gauges {
-		if g != nil {
-			s.Keys += g.n
-			s.Bytes += g.bytes()
-		}
-	}
 }

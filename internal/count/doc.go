@@ -2,19 +2,29 @@
 // flows an address opened within a window (new), how many of those that ended
 // were never answered (unreplied), how many it holds now (active).
 //
-//	batch ─▶ account.go   seen before? missing? another producer under this name?
-//	      ─▶ clock.go     when did it happen, on the clock of the stream?
-//	      ─▶ apply.go     one pass over the events:
-//	             ├─▶ window tables   new, ended, unreplied: per firewall and per realm
-//	             ├─▶ gauge.go        active, with epochs (epoch.go)
-//	             └─▶ sample.go       a ring of recent flows, for "peers and ports"
+//	batch ─▶ admit.go     Admit, in order:
+//	             ├─ account.go   seen before? missing? another producer under this name?
+//	             ├─ clock.go     when did it happen, on the clock of the stream?
+//	             ├─ epoch.go     which sets of active flows does it change?
+//	             └─ sample.go    a ring of recent flows, for "peers and ports"
+//	      ─▶ lane.go      Run: one pass for each set of counts, into its window.Table
+//	      ◀─ lane.go      Commit: what crossed a level, and by which batch
 //	      ◀─ value.go     Value, Top, Shares, Unreplied: what is it now?
 //
-// It is pure: it knows no bus, reads no clock, starts no goroutine, and belongs
-// to one goroutine. The same batches with the same stream times give the same
+// It is pure: it knows no bus, reads no clock, starts no goroutine. The same
+// batches with the same stream times give the same
 // counts, whenever they are read: that is what a replay relies on. Where the
 // order of arrival differs (two subjects, a producer's ring flushed after an
 // outage) sums commute, so the counts agree once everything has arrived.
+//
+// # Lanes
+//
+// What is counted by source and what is counted by destination have nothing in
+// common but the batch. So they are two lanes, which may run at the same time on
+// two processors. A lane counts the admitted batches one after the other and notes
+// after each what has crossed a level, with its value at that moment: the outcome
+// is the same whether batches are counted one by one or many at a time, on one
+// processor or two. Everything else belongs to one goroutine.
 //
 // # What is never done
 //

@@ -3,7 +3,6 @@ package count
 import (
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -99,7 +98,7 @@ type epochs struct {
 	pending snapshot
 	// slot is the index in the gauges' numbers of the one that is shown; the
 	// other index is the pending one's.
-	slot   int
+	slot   uint8
 	aborts uint32 // how many epochs after the one shown are known to have been given up
 	dirty  bool   // the pending slot has been written to
 }
@@ -108,12 +107,12 @@ type epochs struct {
 type effect struct {
 	shown, pending           bool
 	shownFlag, pendingFlag   events.Flags // an event with this flag does not, after all
-	shownIndex, pendingIndex int
+	shownIndex, pendingIndex uint8
 }
 
 // deltas returns what an event does to the two numbers of its key.
-func (f *effect) deltas(e *events.Event) (d [2]int32) {
-	by := int32(1)
+func (f *effect) deltas(e *events.Brief) (d [2]int8) {
+	by := int8(1)
 	if e.Type == events.Destroy {
 		by = -1
 	}
@@ -201,35 +200,23 @@ func (c *Counter) clearPending(f *firewall) {
 	if !s.dirty {
 		return
 	}
-	for _, site := range f.sites {
-		for _, g := range site.gauges {
-			if g != nil {
-				g.clear(1 - s.slot)
-			}
-		}
+	for _, at := range f.sites {
+		c.change(at, 1-s.slot, opClear)
 	}
 	f.held[1-s.slot], s.dirty = 0, false
 }
 
-// settle shows the pending epoch when it has become whole: the realms' sums
-// change by the difference.
-func (c *Counter) settle(f *firewall) {
+// settle shows the pending epoch when it has become whole. at is when what
+// thereby crosses a level is said to have done so.
+func (c *Counter) settle(f *firewall, at int64) {
 	s := &f.epochs
 	if !s.pending.whole(c.now) {
 		return
 	}
 	old, now := s.slot, 1-s.slot
-	for _, site := range f.sites {
-		for i, g := range site.gauges {
-			if g == nil {
-				continue
-			}
-			g.each(func(k window.Key, v [2]int32) {
-				sum, _ := site.realm.gauge(c, i).add(k, [2]int32{v[now] - v[old]})
-				c.judgeActive(site, i, k, v[now], sum[0])
-			})
-			g.clear(old)
-		}
+	for _, one := range f.sites {
+		c.jobs = append(c.jobs, job{now: c.now, at: at, op: opShow, member: one.member, slot: now})
+		c.change(one, old, opClear)
 	}
 	f.held[old] = 0
 	s.slot, s.shown, s.pending = now, s.pending, snapshot{}

@@ -16,11 +16,11 @@ import (
 // oracle counts by keeping every event.
 type oracle struct {
 	seen map[string]bool // firewall, boot, subject, sequence
-	all  map[Place][]sighting
+	all  map[Place][]witnessed
 }
 
-// sighting is one live event and when it happened.
-type sighting struct {
+// witnessed is one live event and when it happened.
+type witnessed struct {
 	e  events.Event
 	at int64
 }
@@ -36,7 +36,7 @@ func (o *oracle) take(m message, b *events.Batch, s *simulated) {
 	for r := b.Events(); r.Next(&e); {
 		realm := events.ZoneRealm(b.Realm, e.Zone)
 		for _, p := range []Place{{Realm: realm}, {Realm: realm, Firewall: m.firewall}} {
-			o.all[p] = append(o.all[p], sighting{e, min(e.Time+origin, m.stream)})
+			o.all[p] = append(o.all[p], witnessed{e, min(e.Time+origin, m.stream)})
 		}
 	}
 }
@@ -149,7 +149,7 @@ func runOracle(t *testing.T, seed uint64) {
 	fleet := []*simulated{
 		newSimulated(t, r, "fw-a", "default", start), newSimulated(t, r, "fw-b", "default", start), newSimulated(t, r, "fw-c", "lab", start),
 	}
-	truth := &oracle{seen: map[string]bool{}, all: map[Place][]sighting{}}
+	truth := &oracle{seen: map[string]bool{}, all: map[Place][]witnessed{}}
 	exact, known := 0, 0
 
 	// A round is a stretch of time at whose end everything that was sent has
@@ -195,7 +195,7 @@ func runOracle(t *testing.T, seed uint64) {
 		}
 		// The oracle's memory is its whole cost.
 		for p := range truth.all {
-			truth.all[p] = slices.DeleteFunc(truth.all[p], func(s sighting) bool { return s.at < now-11e9 })
+			truth.all[p] = slices.DeleteFunc(truth.all[p], func(s witnessed) bool { return s.at < now-11e9 })
 		}
 	}
 	if exact*5 < known {

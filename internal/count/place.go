@@ -2,130 +2,32 @@ package count
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// A selector is the sets that share track, prefix and match: their key is made
-// once per event.
-type selector struct {
-	set   Set // Metric is not used
-	keeps [metrics]bool
-	site  [metrics]levels
-	realm [metrics]levels
-}
-
-// levels are what makes a key hot in one kind of table.
-type levels struct {
-	windows []window.Level // for window tables
-	active  uint64         // for gauges, 0: none
-	scopes  [FleetMax + 1]bool
-}
-
-func (l *levels) add(level Level) {
-	l.scopes[level.Scope] = true
-	if level.Set.Metric == Active {
-		if l.active == 0 || level.Count < l.active {
-			l.active = level.Count
-		}
-		return
-	}
-	l.windows = append(l.windows, window.Level{Window: level.Window, Count: level.Count})
-}
-
-// key makes the key of e, and reports whether e belongs to the set.
-func (s *selector) key(e *events.Event) (window.Key, bool) {
-	if !s.set.Match.takes(e) {
-		return window.Key{}, false
-	}
-	a := e.Orig.Src
-	if s.set.Track == ByDst {
-		a = e.Orig.Dst
-	}
-	return maskKey(a, e.IPv6, s.set.bits(e.IPv6)), true
-}
-
-// place is one realm, or one firewall within one realm (a site), and what is
-// counted there.
-type place struct {
-	Place
-	tables [][metrics]*window.Table // by selector; nil until needed
-	gauges []*gauge                 // by selector; nil until needed
-
-	// Of a site:
-	realm *place
-	fw    *firewall
-	// Of a realm:
-	sites  map[string]*place // by firewall
+// A realm is where an address names one host.
+type realm struct {
+	name   string
+	tag    uint16           // its number: no two that have keys have the same
+	sites  map[string]*site // by firewall
 	recent ring
+	left   int64 // stream's clock when the last site left
 }
 
-func (c *Counter) newPlace(p Place) *place {
-	return &place{Place: p, tables: make([][metrics]*window.Table, len(c.selectors)), gauges: make([]*gauge, len(c.selectors))}
+// A site is one firewall within one realm: what the window tables call a member.
+type site struct {
+	Place
+	realm  *realm
+	fw     *firewall
+	member window.Member
 }
 
-// table returns the window table of one set, made when first needed: most
-// firewalls never see a flow of most matches.
-func (p *place) table(c *Counter, selector int, m Metric) *window.Table {
-	t := p.tables[selector][m]
-	if t == nil {
-		s := &c.selectors[selector]
-		l := &s.realm[m]
-		if p.realm != nil {
-			l = &s.site[m]
-		}
-		var err error
-		t, err = window.New(window.Config{Windows: c.windows, Levels: l.windows, MaxKeys: c.maxKeys})
-		if err != nil {
-			panic(fmt.Sprintf("count: a configuration that New accepted: %v", err))
-		}
-		t.Advance(c.now)
-		p.tables[selector][m] = t
-	}
-	return t
-}
-
-func (p *place) gauge(c *Counter, selector int) *gauge {
-	g := p.gauges[selector]
-	if g == nil {
-		g = &gauge{seed: &c.seed}
-		if p.realm != nil {
-			g.limit = c.maxActive
-		}
-		p.gauges[selector] = g
-	}
-	return g
-}
-
-// advance moves the place's tables on.
-func (p *place) advance(now int64) {
-	for i := range p.tables {
-		for _, t := range p.tables[i] {
-			if t != nil {
-				t.Advance(now)
-			}
-		}
-	}
-}
-
-// empty reports whether nothing is counted here any more.
-func (p *place) empty() bool {
-	for i := range p.tables {
-		for _, t := range p.tables[i] {
-			if t != nil && t.Stats().Keys > 0 {
-				return false
-			}
-		}
-	}
-	for _, g := range p.gauges {
-		if g != nil && g.n > 0 {
-			return false
-		}
-	}
-	return true
-}
+// maxRealms are as many as a tag tells apart.
+const maxRealms = 1 << 15
 
 // firewall is one sender.
 type firewall struct {
@@ -134,7 +36,7 @@ type firewall struct {
 	boots  []*boot // in the order of their first batch
 	nboots uint32
 	newest *boot
-	sites  map[site]*place
+	sites  map[zone]*site
 	epochs epochs
 	held   [2]int64 // flows in each of the gauges' two sets
 
@@ -158,22 +60,10 @@ func (f *firewall) lastLoss() int64 {
 	return last
 }
 
-// crowded reports whether a gauge is at its limit.
-func (f *firewall) crowded() bool {
-	for _, p := range f.sites {
-		for _, g := range p.gauges {
-			if g != nil && g.over > 0 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// site names a place of a firewall.
-type site struct {
+// zone names a site of a firewall.
+type zone struct {
 	realm string
-	zone  uint16
+	id    uint16
 }
 
 // sender returns the firewall of that name, known or new.
@@ -187,7 +77,7 @@ func (c *Counter) sender(name string) (*firewall, error) {
 	if len(c.firewalls) >= c.maxFirewalls {
 		return nil, fmt.Errorf("count: firewall %s: %d are known already, no more are allowed", name, c.maxFirewalls)
 	}
-	f := &firewall{name: name, sites: map[site]*place{}}
+	f := &firewall{name: name, sites: map[zone]*site{}}
 	c.firewalls[name] = f
 	return f, nil
 }
@@ -223,74 +113,119 @@ func (f *firewall) boot(id events.Boot) *boot {
 	return b
 }
 
-// site returns the place of a firewall's events in a zone, or nil when it has
-// too many zones.
-func (c *Counter) site(f *firewall, realm string, zone uint16) *place {
-	at := site{realm, zone}
-	if p := f.sites[at]; p != nil {
-		return p
+// site returns the place of a firewall's events in a zone, or nil when it, or
+// the fleet, has too many.
+func (c *Counter) site(f *firewall, realmName string, id uint16) *site {
+	at := zone{realmName, id}
+	if s := f.sites[at]; s != nil {
+		return s
 	}
 	if len(f.sites) > MaxZones {
 		return nil
 	}
-	name := events.ZoneRealm(realm, zone)
-	r := c.realms[name]
-	if r == nil {
-		r = c.newPlace(Place{Realm: name})
-		r.sites = map[string]*place{}
-		c.realms[name] = r
+	if len(c.free) == 0 && len(c.sites) == window.MaxMembers {
+		return nil
 	}
-	p := c.newPlace(Place{Realm: name, Firewall: f.name})
-	p.realm, p.fw = r, f
-	f.sites[at] = p
-	r.sites[f.name] = p
-	return p
+	r := c.realm(events.ZoneRealm(realmName, id))
+	if r == nil {
+		return nil
+	}
+	s := &site{Place: Place{Realm: r.name, Firewall: f.name}, realm: r, fw: f, member: window.Member(len(c.sites))}
+	if last := len(c.free) - 1; last >= 0 {
+		s.member, c.free = c.free[last], c.free[:last]
+	} else {
+		c.sites = append(c.sites, nil)
+	}
+	c.sites[s.member] = s
+	f.sites[at] = s
+	r.sites[f.name] = s
+	for _, sel := range c.bySet {
+		sel.table.Join(s.member)
+	}
+	c.change(s, f.epochs.slot, opShow)
+	return s
 }
 
-// dropSite takes a site out of its realm: what it holds leaves the sum.
-func (c *Counter) dropSite(f *firewall, at site, p *place) {
-	for i, g := range p.gauges {
-		g.each(func(k window.Key, v [2]int32) {
-			p.realm.gauge(c, i).add(k, [2]int32{-v[f.epochs.slot]})
-		})
+// realm returns the realm of that name, known or new; nil when there are too many.
+func (c *Counter) realm(name string) *realm {
+	if r := c.realms[name]; r != nil {
+		return r
 	}
-	delete(f.sites, at)
-	delete(p.realm.sites, f.name)
+	tag := slices.Index(c.realmTags, nil)
+	if tag < 0 {
+		if len(c.realmTags) == maxRealms {
+			return nil
+		}
+		tag = len(c.realmTags)
+		c.realmTags = append(c.realmTags, nil)
+	}
+	r := &realm{name: name, tag: uint16(tag), sites: map[string]*site{}}
+	c.realms[name], c.realmTags[tag] = r, r
+	return r
+}
+
+// dropSite takes a site out of its realm: what it holds leaves the sum. Its number is free when its keys have expired.
+func (c *Counter) dropSite(at zone, s *site) {
+	c.change(s, s.fw.epochs.slot, opClear)
+	c.change(s, 1-s.fw.epochs.slot, opClear)
+	delete(s.fw.sites, at)
+	delete(s.realm.sites, s.Firewall)
+	c.sites[s.member] = nil
+	c.leaving = append(c.leaving, s.member)
+	s.realm.left = c.now
 }
 
 // Forget drops a firewall and all it contributed: its active flows leave the
-// fleet's sum at once, its events leave the fleet's windows as they expire.
+// fleet's sum at once, its events leave the fleet's windows as they expire. Nothing admitted may be left to count.
 func (c *Counter) Forget(firewall string) {
 	f := c.firewalls[firewall]
 	if f == nil {
 		return
 	}
-	for at, p := range f.sites {
-		c.dropSite(f, at, p)
+	for at, s := range f.sites {
+		c.dropSite(at, s)
 	}
 	delete(c.firewalls, firewall)
+	c.finish()
 }
 
 // reclaimEvery is how often places are looked at that may have become empty.
 const reclaimEvery = 10 * time.Second
 
-// reclaim drops zones that have not been heard of for the longest window, and
-// realms without firewalls.
+// reclaim drops zones of which nothing is left, and realms without firewalls.
 func (c *Counter) reclaim() {
 	if c.now-c.reclaimed < int64(reclaimEvery) {
 		return
 	}
 	c.reclaimed = c.now
 	for _, f := range c.firewalls {
-		for at, p := range f.sites {
-			if (at.zone != 0 || at.realm != f.realm) && p.empty() {
-				c.dropSite(f, at, p)
+		for at, s := range f.sites {
+			if (at.id != 0 || at.realm != f.realm) && c.lines(s.member) == 0 {
+				c.dropSite(at, s)
 			}
 		}
 	}
+	c.finish()
+	c.leaving = slices.DeleteFunc(c.leaving, func(m window.Member) bool {
+		gone := c.lines(m) == 0
+		if gone {
+			c.free = append(c.free, m)
+		}
+		return gone
+	})
 	for name, r := range c.realms {
-		if len(r.sites) == 0 && r.empty() {
+		// Its number may be another's when no key has it any more.
+		if len(r.sites) == 0 && c.now-r.left > int64(slices.Max(c.windows)+time.Minute) {
 			delete(c.realms, name)
+			c.realmTags[r.tag] = nil
 		}
 	}
+}
+
+// lines is how many lines in all tables are a member's.
+func (c *Counter) lines(m window.Member) (n int) {
+	for _, sel := range c.bySet {
+		n += sel.table.Lines(m)
+	}
+	return n
 }

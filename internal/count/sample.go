@@ -13,22 +13,40 @@ import (
 // key talks to.
 const sampleSize = 4096
 
+// sampleOfBatch is about how many of a batch's events go there: more would say
+// the same of it.
+const sampleOfBatch = 128
+
+// A sampler spreads what is taken of a batch over all of it.
+type sampler struct{ stride, next int }
+
+func newSampler(n int) sampler { return sampler{stride: max(n/sampleOfBatch, 1)} }
+
+// wants reports whether to take event i, or the first after it.
+func (s *sampler) wants(i int) bool {
+	if i < s.next {
+		return false
+	}
+	s.next = i + s.stride
+	return true
+}
+
 // ring holds a realm's latest NEW events.
 type ring struct {
-	flows []flow
+	flows []sighting
 	next  int
 }
 
-type flow struct {
-	at       *place
+type sighting struct {
+	at       *site
 	src, dst events.Addr
 	dport    uint16
 	proto    uint8
 	ipv6     bool
 }
 
-func (r *ring) add(at *place, e *events.Event) {
-	f := flow{at: at, src: e.Orig.Src, dst: e.Orig.Dst, dport: e.Orig.DstPort, proto: e.Proto, ipv6: e.IPv6}
+func (r *ring) add(at *site, e *events.Brief) {
+	f := sighting{at: at, src: e.Src, dst: e.Dst, dport: e.DstPort, proto: e.Proto, ipv6: e.IPv6}
 	if len(r.flows) < sampleSize {
 		r.flows = append(r.flows, f)
 		return

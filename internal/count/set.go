@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -19,7 +21,8 @@ const (
 
 func (t Track) String() string { return [...]string{"by_src", "by_dst"}[t&1] }
 
-// Metric is what is counted.
+// Metric is what is counted. The first three are series of a [window.Table],
+// the last is its gauge.
 type Metric uint8
 
 const (
@@ -29,6 +32,8 @@ const (
 	Active                  // flows in the table now; has no window
 	metrics
 )
+
+func (m Metric) series() window.Series { return window.Series(m) }
 
 func (m Metric) String() string {
 	if m >= metrics {
@@ -71,23 +76,23 @@ func packPorts(ports []uint16) string {
 	return string(b)
 }
 
-// takes reports whether e belongs to the set. ICMP has no ports: its type and
-// code, which stand in DstPort, match no port.
-func (m Match) takes(e *events.Event) bool {
+// takes reports whether flows of a protocol to a port belong to the set. ICMP
+// has no ports: its type and code, which stand in their place, match none.
+func (m Match) takes(proto uint8, dport uint16) bool {
 	if !m.set {
 		return true
 	}
-	if !m.anyProto && e.Proto != m.proto {
+	if !m.anyProto && proto != m.proto {
 		return false
 	}
 	if m.ports == "" {
 		return true
 	}
-	if e.Proto == 1 || e.Proto == 58 {
+	if proto == 1 || proto == 58 {
 		return false
 	}
 	for i := 0; i+1 < len(m.ports); i += 2 {
-		if uint16(m.ports[i])<<8|uint16(m.ports[i+1]) == e.Orig.DstPort {
+		if uint16(m.ports[i])<<8|uint16(m.ports[i+1]) == dport {
 			return true
 		}
 	}
@@ -154,15 +159,62 @@ const (
 	FleetMax              // the largest of the realm's firewalls: for firewalls in series, which see one flow twice
 )
 
+// Level is a value worth judging.
+type Level struct {
+	Set    Set
+	Scope  Scope
+	Window time.Duration // one of Config.Windows; ignored for Active
+	Count  uint64        // at least 1
+}
+
 // Place is where something is counted: on one firewall, or, when Firewall is
 // empty, in the whole fleet, and always within one realm.
 type Place struct{ Realm, Firewall string }
 
-// Hot is a key that, by the batch just applied, could have reached a level.
-// The caller asks for its value and judges.
-type Hot struct {
-	Set   Set
-	Scope Scope
+// Crossing is a key that, by one batch, reached a level or is still at it.
+type Crossing struct {
+	Level int // its index in Config.Levels
 	Place Place
 	Key   netip.Prefix // of the set's length; a whole address has its full length
+	Value uint64       // after the batch, at least the level's Count
+	At    int64        // the batch's time in the stream, Unix ns
+}
+
+// The tag of a window.Key is the realm's number and the family of its address.
+func tagOf(realm uint16, ipv6 bool) uint16 {
+	if ipv6 {
+		return realm<<1 | 1
+	}
+	return realm << 1
+}
+
+// maskKey makes a key of the first bits of an address.
+func maskKey(a events.Addr, ipv6 bool, bits int, realm uint16) window.Key {
+	tag := tagOf(realm, ipv6)
+	switch {
+	case !ipv6:
+		return window.Key{Lo: a.Lo &^ (1<<(32-bits) - 1), Tag: tag}
+	case bits <= 64:
+		return window.Key{Hi: a.Hi &^ (1<<(64-bits) - 1), Tag: tag}
+	}
+	return window.Key{Hi: a.Hi, Lo: a.Lo &^ (1<<(128-bits) - 1), Tag: tag}
+}
+
+// keyFrom is the key of a prefix in a set; ok is false when the set has no keys
+// of that length.
+func keyFrom(p netip.Prefix, set *Set, realm uint16) (k window.Key, ok bool) {
+	a, ipv6 := events.FromNetip(p.Addr())
+	bits := p.Bits()
+	if p.Addr().Is4In6() {
+		bits -= 96
+	}
+	if !p.IsValid() || bits != set.bits(ipv6) {
+		return k, false
+	}
+	return maskKey(a, ipv6, bits, realm), true
+}
+
+func prefixOf(k window.Key, set *Set) netip.Prefix {
+	ipv6 := k.Tag&1 != 0
+	return netip.PrefixFrom(events.Addr{Hi: k.Hi, Lo: k.Lo}.Netip(ipv6), set.bits(ipv6))
 }

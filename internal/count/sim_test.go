@@ -214,7 +214,7 @@ type receiver struct {
 	b   events.Batch
 }
 
-func (r *receiver) deliver(m message) []Hot {
+func (r *receiver) deliver(m message) []Crossing {
 	r.t.Helper()
 	if err := r.dec.Decode(m.data, &r.b); err != nil {
 		r.t.Fatal(err)

@@ -9,72 +9,50 @@ import (
 	"github.com/ctfleet/ctfleet/internal/window"
 )
 
-// view is a set as it is kept at one place.
-type view struct {
-	at       *place // nil where nothing was counted yet
-	selector int
-	set      Set
-	window   time.Duration
+// value is a key's total.
+func (s *selector) value(m Metric, k window.Key, w time.Duration, now int64) uint64 {
+	if m == Active {
+		return uint64(max(s.table.Gauge(k), 0))
+	}
+	return s.table.Count(k, m.series(), s.table.At(w, now))
 }
 
-// view finds a set; ok is false when it, or the window, is not kept.
-func (c *Counter) view(set Set, place Place, w time.Duration) (v view, ok bool) {
-	v = view{set: set, window: w}
-	if v.selector, ok = c.find(set); !ok || set.Metric != Active && !slices.Contains(c.windows, w) {
-		return v, false
+// memberValue is what one site has of it.
+func (s *selector) memberValue(m Metric, k window.Key, of window.Member, w time.Duration, now int64) uint64 {
+	if m == Active {
+		return uint64(max(s.table.MemberGauge(k, of), 0))
 	}
-	v.at = c.place(place)
-	return v, true
+	return s.table.MemberCount(k, of, m.series(), s.table.At(w, now))
 }
 
-// place returns a realm or a site, nil where there is none.
-func (c *Counter) place(p Place) *place {
-	r := c.realms[p.Realm]
-	if r == nil || p.Firewall == "" {
-		return r
+// shares calls fn with what each site has of it, if anything.
+func (s *selector) shares(m Metric, k window.Key, w time.Duration, now int64, fn func(window.Member, uint64)) {
+	if m != Active {
+		s.table.Shares(k, m.series(), s.table.At(w, now), fn)
+		return
 	}
-	return r.sites[p.Firewall]
-}
-
-// find returns the selector of a set that is kept.
-func (c *Counter) find(set Set) (int, bool) {
-	if set.check() != nil {
-		return 0, false
-	}
-	m := set.Metric
-	i, ok := c.bySet[set.selector()]
-	return i, ok && c.selectors[i].keeps[m]
-}
-
-// value is a key's count at a place.
-func (c *Counter) value(v *view, at *place, k window.Key) (n uint64, known bool) {
-	if at == nil {
-		return 0, v.set.Metric != Active
-	}
-	if v.set.Metric != Active {
-		if t := at.tables[v.selector][v.set.Metric]; t != nil {
-			n = t.Count(k, v.window, c.now)
+	s.table.GaugeShares(k, func(of window.Member, n int32) {
+		if n > 0 {
+			fn(of, uint64(n))
 		}
-		return n, true
-	}
-	return uint64(max(at.gauges[v.selector].get(k)[at.slot()], 0)), at.known()
+	})
 }
 
-// slot is the index of what is shown in the numbers of the place's gauges.
-func (p *place) slot() int {
-	if p.realm == nil {
-		return 0
+// find returns the selector of a set; ok is false when it, or the window, is not kept.
+func (c *Counter) find(set Set, w time.Duration) (s *selector, ok bool) {
+	if set.check() != nil {
+		return nil, false
 	}
-	return p.fw.epochs.slot
+	s = c.bySet[set.selector()]
+	return s, s != nil && s.keeps(set.Metric) && (set.Metric == Active || slices.Contains(c.windows, w))
 }
 
-// known reports whether the active count of a place is known, of one of a
-// realm's firewalls at least.
-func (p *place) known() bool {
-	if p.realm != nil {
-		return p.fw.epochs.shown.epoch != 0
-	}
-	for _, s := range p.sites {
+// known reports whether the active count of a site is known.
+func (s *site) known() bool { return s.fw.epochs.shown.epoch != 0 }
+
+// known reports whether the active count of a realm is known, of one of its firewalls at least.
+func (r *realm) known() bool {
+	for _, s := range r.sites {
 		if s.known() {
 			return true
 		}
@@ -89,21 +67,30 @@ func (p *place) known() bool {
 // window that is not kept, and a key of another length than the set's, is
 // unknown.
 func (c *Counter) Value(set Set, scope Scope, place Place, key netip.Prefix, window time.Duration) (value uint64, known bool) {
-	v, ok := c.view(set, place, window)
+	sel, ok := c.find(set, window)
 	if !ok {
 		return 0, false
 	}
-	k, ok := keyFrom(key, &set)
+	r := c.realms[place.Realm]
+	if r == nil {
+		return 0, set.Metric != Active
+	}
+	k, ok := keyFrom(key, &set, r.tag)
 	if !ok {
 		return 0, false
 	}
-	if scope != FleetMax || v.at == nil || v.at.realm != nil {
-		return c.value(&v, v.at, k)
+	if place.Firewall != "" {
+		s := r.sites[place.Firewall]
+		if s == nil {
+			return 0, set.Metric != Active
+		}
+		return sel.memberValue(set.Metric, k, s.member, window, c.now), set.Metric != Active || s.known()
 	}
-	known = set.Metric != Active
-	for _, s := range v.at.sites {
-		n, ok := c.value(&v, s, k)
-		known = known || ok
+	known = set.Metric != Active || r.known()
+	if scope != FleetMax {
+		return sel.value(set.Metric, k, window, c.now), known
+	}
+	for _, n := range c.shares(sel, set.Metric, k, window) {
 		value = max(value, n)
 	}
 	return value, known
@@ -112,20 +99,25 @@ func (c *Counter) Value(set Set, scope Scope, place Place, key netip.Prefix, win
 // Shares is what each firewall contributes to key in the realm; firewalls
 // without any are left out.
 func (c *Counter) Shares(set Set, realm string, key netip.Prefix, window time.Duration) map[string]uint64 {
-	v, ok := c.view(set, Place{Realm: realm}, window)
-	if !ok || v.at == nil {
+	sel, ok := c.find(set, window)
+	r := c.realms[realm]
+	if !ok || r == nil {
 		return nil
 	}
-	k, ok := keyFrom(key, &set)
+	k, ok := keyFrom(key, &set, r.tag)
 	if !ok {
 		return nil
 	}
+	return c.shares(sel, set.Metric, k, window)
+}
+
+func (c *Counter) shares(sel *selector, m Metric, k window.Key, w time.Duration) map[string]uint64 {
 	shares := map[string]uint64{}
-	for name, s := range v.at.sites {
-		if n, _ := c.value(&v, s, k); n > 0 {
-			shares[name] = n
+	sel.shares(m, k, w, c.now, func(of window.Member, n uint64) {
+		if s := c.sites[of]; s != nil { // not one that is leaving
+			shares[s.Firewall] = n
 		}
-	}
+	})
 	return shares
 }
 
@@ -137,30 +129,31 @@ type Entry struct {
 
 // Top returns the largest keys of a place, largest first, ties by key; nil for
 // a set or a window that is not kept.
-func (c *Counter) Top(set Set, place Place, window time.Duration, limit int) []Entry {
-	v, ok := c.view(set, place, window)
-	if !ok || v.at == nil || limit <= 0 {
+func (c *Counter) Top(set Set, place Place, w time.Duration, limit int) []Entry {
+	sel, ok := c.find(set, w)
+	r := c.realms[place.Realm]
+	if !ok || r == nil || limit <= 0 {
 		return nil
 	}
-	top := c.top(&v, limit)
+	filter := window.Filter{Keep: func(tag uint16) bool { return tag>>1 == r.tag }}
+	if place.Firewall != "" {
+		s := r.sites[place.Firewall]
+		if s == nil {
+			return nil
+		}
+		filter = window.Filter{Members: true, Member: s.member}
+	}
+	var top []window.Entry
+	if set.Metric == Active {
+		top = sel.table.TopGauge(filter, limit)
+	} else {
+		top = sel.table.Top(set.Metric.series(), sel.table.At(w, c.now), filter, limit)
+	}
 	out := make([]Entry, len(top))
 	for i, e := range top {
 		out[i] = Entry{prefixOf(e.Key, &set), e.Count}
 	}
 	return out
-}
-
-func (c *Counter) top(v *view, limit int) []window.Entry {
-	if v.set.Metric == Active {
-		if g := v.at.gauges[v.selector]; g != nil {
-			return g.top(v.at.slot(), limit)
-		}
-		return nil
-	}
-	if t := v.at.tables[v.selector][v.set.Metric]; t != nil {
-		return t.Top(v.window, c.now, limit, nil)
-	}
-	return nil
 }
 
 // UnrepliedShare is the part, 0 to 1, of key's flows that ended within the
@@ -175,16 +168,19 @@ func (c *Counter) UnrepliedShare(track Track, place Place, key netip.Prefix, win
 	return &share
 }
 
-// members returns the firewalls of a place by name.
-func (c *Counter) members(p Place) map[string]*place {
-	at := c.place(p)
-	switch {
-	case at == nil:
-		return nil
-	case at.realm != nil:
-		return map[string]*place{p.Firewall: at}
+// members returns the sites of a place by firewall.
+func (c *Counter) members(p Place) map[string]*site {
+	r := c.realms[p.Realm]
+	if r == nil || p.Firewall == "" {
+		if r == nil {
+			return nil
+		}
+		return r.sites
 	}
-	return at.sites
+	if s := r.sites[p.Firewall]; s != nil {
+		return map[string]*site{p.Firewall: s}
+	}
+	return nil
 }
 
 // Unknown names the firewalls of a place whose active count is not known, in

@@ -2,7 +2,7 @@ package window
 
 import "math/bits"
 
-// The arena keeps the histories that do not fit in a line, in chunks of a few sizes. Chunks of one size stand in blocks of
+// The arena keeps the histories that do not fit beside them, in chunks of a few sizes. Chunks of one size stand in blocks of
 // chunksPerBlock; the lowest block that has room is used first, so the highest run empty and are given back.
 type arena struct {
 	classes [len(sizes) + 1]class // classes[0] is none
@@ -15,13 +15,13 @@ const chunksPerBlock = 256
 var sizes = [...]int{32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288}
 
 type class struct {
-	blocks []block
+	blocks []slab
 	room   []uint64 // a bit per block: it has a free chunk
 	live   int      // chunks in use
 	spare  int      // blocks that hold memory and no chunk in use
 }
 
-type block struct {
+type slab struct {
 	mem  []byte // may be nil while none of its chunks is in use
 	used [chunksPerBlock / 64]uint64
 	live int
@@ -36,8 +36,8 @@ func (a *arena) bytes(class uint8, chunk uint32) []byte {
 	return a.classes[class].blocks[chunk/chunksPerBlock].mem[from : from+size : from+size]
 }
 
-// alloc gives the line, which has none, a chunk of at least n bytes.
-func (a *arena) alloc(l *line, n int) {
+// alloc gives the history, which has none, a chunk of at least n bytes.
+func (a *arena) alloc(r record, n int) {
 	i := 0
 	for i < len(sizes)-1 && sizes[i] < n {
 		i++
@@ -55,7 +55,7 @@ func (a *arena) alloc(l *line, n int) {
 		if used != ^uint64(0) {
 			bit := bits.TrailingZeros64(^used)
 			b.used[w] |= 1 << bit
-			l.chunk = uint32(at*chunksPerBlock + w*64 + bit)
+			r.chunk = uint32(at*chunksPerBlock + w*64 + bit)
 			break
 		}
 	}
@@ -64,8 +64,8 @@ func (a *arena) alloc(l *line, n int) {
 	if b.live == chunksPerBlock {
 		c.room[at/64] &^= 1 << (at % 64)
 	}
-	l.class = uint8(i + 1)
-	l.filled = 0
+	r.class = uint8(i + 1)
+	r.filled = 0
 }
 
 // lowest returns the lowest block with a free chunk.
@@ -76,7 +76,7 @@ func (c *class) lowest() int {
 		}
 	}
 	at := len(c.blocks)
-	c.blocks = append(c.blocks, block{})
+	c.blocks = append(c.blocks, slab{})
 	if at%64 == 0 {
 		c.room = append(c.room, 0)
 	}
@@ -84,15 +84,15 @@ func (c *class) lowest() int {
 	return at
 }
 
-// free takes the line's chunk, if it has one.
-func (a *arena) free(l *line) {
-	if l.class == 0 {
+// free takes the history's chunk, if it has one.
+func (a *arena) free(r record) {
+	if r.class == 0 {
 		return
 	}
-	c := &a.classes[l.class]
-	at := l.chunk / chunksPerBlock
+	c := &a.classes[r.class]
+	at := r.chunk / chunksPerBlock
 	b := &c.blocks[at]
-	b.used[l.chunk%chunksPerBlock/64] &^= 1 << (l.chunk % 64)
+	b.used[r.chunk%chunksPerBlock/64] &^= 1 << (r.chunk % 64)
 	b.live--
 	c.live--
 	c.room[at/64] |= 1 << (at % 64)
@@ -102,17 +102,17 @@ func (a *arena) free(l *line) {
 			a.drop(c, b)
 		}
 	}
-	l.class, l.chunk, l.filled = 0, 0, 0
+	r.class, r.chunk, r.filled = 0, 0, 0
 }
 
-// sparse says whether the line's chunk stands in a block that would not be needed if all chunks of its class stood close together. The margin of an
+// sparse says whether the history's chunk stands in a block that would not be needed if all chunks of its class stood close together. The margin of an
 // eighth and two blocks keeps chunks from being moved to and fro.
-func (a *arena) sparse(l *line) bool {
-	c := &a.classes[l.class]
-	return int(l.chunk) > c.live+c.live/8+2*chunksPerBlock
+func (a *arena) sparse(r record) bool {
+	c := &a.classes[r.class]
+	return int(r.chunk) > c.live+c.live/8+2*chunksPerBlock
 }
 
-func (a *arena) drop(c *class, b *block) {
+func (a *arena) drop(c *class, b *slab) {
 	a.held -= len(b.mem)
 	b.mem = nil
 	c.spare--

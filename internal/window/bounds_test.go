@@ -2,23 +2,26 @@ package window
 
 import (
 	"math/rand/v2"
-	"runtime"
 	"testing"
 	"time"
 )
 
-// TestFlood: a flood of sources seen once each, far more than MaxKeys. Heavy keys keep their counts, whenever they came; memory is bounded, and given back.
+// TestFlood: a flood of keys seen once each, far more than MaxKeys, through one member. Heavy keys keep their counts, whenever they came, and so do the keys
+// of another member, heavy or not; memory is bounded, and given back.
 func TestFlood(t *testing.T) {
 	const (
 		maxKeys = 20_000
 		flood   = 600_000
 		heavies = 300
+		quiet   = 5000 // keys of the other member: less than his share
 	)
 	w := 10 * time.Second
-	table := newTable(t, Config{Windows: []time.Duration{w}, Levels: []Level{{w, 400}}, MaxKeys: maxKeys})
+	table := newTable(t, Config{Windows: []time.Duration{w}, Levels: []Level{{Window: w, Count: 400}}, MaxKeys: maxKeys})
+	table.Join(1)
 	r := rand.New(rand.NewPCG(1, 1))
 	now := int64(1e18)
 	heavy := func(i int) Key { return Key{Hi: 1, Lo: uint64(i)} }
+	other := func(i int) Key { return Key{Hi: 3, Lo: uint64(i), Tag: 1} }
 	counts := make([]uint64, heavies)
 	hits := make([]bool, heavies)
 	peak := 0
@@ -27,31 +30,48 @@ func TestFlood(t *testing.T) {
 		if i%64 == 0 {
 			table.Advance(now)
 		}
-		table.Add(Key{Hi: r.Uint64() | 2, Lo: r.Uint64()}, now, 1)
+		table.AddBatch([]Event{{Key: Key{Hi: r.Uint64() | 4, Lo: r.Uint64()}, At: now, N: 1, Series: 1, Gauge: [2]int8{1, 0}}}, nil)
+		if i%(flood/quiet) == 0 {
+			table.AddBatch([]Event{{Key: other(i / (flood / quiet)), At: now, N: 1, Series: 1, Member: 1, Gauge: [2]int8{1, 0}}}, nil)
+		}
 		// A third is there from the start, another third comes in the middle of the flood, the rest near its end; they reach 400.
 		h := i % heavies
 		if i >= h%3*flood/3 && counts[h] < 500 {
 			counts[h]++
-			if table.Add(heavy(h), now, 1) {
+			if table.plain(heavy(h), now, 1) {
 				hits[h] = true
 			}
 		}
 		peak = max(peak, table.Stats().Bytes)
 	}
 	for h, want := range counts {
-		if got := table.Count(heavy(h), w, now); got != want || want < 400 {
+		if got := table.Count(heavy(h), 0, table.At(w, now)); got != want || want < 400 {
 			t.Fatalf("heavy key %d: count %d, want %d (at least 400)", h, got, want)
 		}
 		if !hits[h] {
 			t.Fatalf("heavy key %d reached its level and was not hot", h)
 		}
 	}
+	for i := range quiet {
+		if n := table.Count(other(i), 0, table.At(w, now)); n != 1 {
+			t.Fatalf("key %d of the other member counts %d, want 1", i, n)
+		}
+	}
+	if !table.Short(0) || table.Short(1) {
+		t.Errorf("short of what they hold: %v and %v, want true and false", table.Short(0), table.Short(1))
+	}
 	s := table.Stats()
 	if s.Keys != maxKeys || s.Evicted < flood-2*maxKeys {
 		t.Fatalf("after the flood: %+v, want %d keys and the rest evicted", s, maxKeys)
 	}
-	if most := maxKeys * 100; peak > most {
+	if most := maxKeys * 110; peak > most {
 		t.Errorf("peak %d bytes, want at most %d", peak, most)
+	}
+	for m := range Member(2) {
+		table.Clear(m, 0)
+	}
+	if table.Short(0) {
+		t.Error("still short after a new census")
 	}
 	for range 100 {
 		now += int64(time.Second)
@@ -63,30 +83,81 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestEvictSmallest: when no key is small, the lightest go.
+// TestEvictSmallest: when no key is small, the lightest go; what a key holds is weight too.
 func TestEvictSmallest(t *testing.T) {
 	const maxKeys = 4000
 	w := time.Minute
-	table := newTable(t, Config{Windows: []time.Duration{w}, MaxKeys: maxKeys})
-	now := int64(1e18)
-	table.Advance(now)
-	for i := range maxKeys {
-		table.Add(Key{Lo: uint64(i)}, now, uint32(10+i))
-	}
-	for i := range 400 {
-		table.Add(Key{Hi: 1, Lo: uint64(i)}, now, 5)
-	}
-	gone := 0
-	for i := range maxKeys {
-		if table.Count(Key{Lo: uint64(i)}, w, now) == 0 {
-			gone++
-			if i > maxKeys/lightShare+maxKeys/100 {
-				t.Errorf("key with %d events evicted", 10+i)
+	for _, held := range []bool{false, true} {
+		table := newTable(t, Config{Windows: []time.Duration{w}, MaxKeys: maxKeys})
+		now := int64(1e18)
+		table.Advance(now)
+		for i := range maxKeys {
+			if !held {
+				table.plain(Key{Lo: uint64(i)}, now, uint32(10+i))
+				continue
+			}
+			for n := 10 + i; n > 0; n -= 100 {
+				table.AddBatch([]Event{{Key: Key{Lo: uint64(i)}, At: now, Gauge: [2]int8{int8(min(n, 100)), 0}}}, nil)
 			}
 		}
+		for i := range 400 {
+			table.plain(Key{Hi: 1, Lo: uint64(i)}, now, 5)
+		}
+		gone := 0
+		for i := range maxKeys {
+			k := Key{Lo: uint64(i)}
+			if table.Count(k, 0, table.At(w, now)) == 0 && table.Gauge(k) == 0 {
+				gone++
+				if i > maxKeys/lightShare+maxKeys/100 {
+					t.Errorf("key of weight %d evicted", 10+i)
+				}
+			}
+		}
+		if got := table.Stats().Evicted; int(got) < gone || got != 400 {
+			t.Errorf("%d evicted, %d of the first gone, want 400 evicted", got, gone)
+		}
 	}
-	if got := table.Stats().Evicted; int(got) < gone || got != 400 {
-		t.Errorf("%d evicted, %d of the first gone, want 400 evicted", got, gone)
+}
+
+// TestEvictShared: keys with several members go with all their shares, and shares that go leave their key's total right.
+func TestEvictShared(t *testing.T) {
+	const maxKeys, members = 500, 7
+	w := 10 * time.Second
+	table := newTable(t, Config{Windows: []time.Duration{w}, MaxKeys: maxKeys})
+	table.Join(members - 1)
+	r := rand.New(rand.NewPCG(1, 1))
+	now := int64(1e18)
+	for range 60_000 {
+		now += 20_000
+		table.Advance(now)
+		k := Key{Lo: uint64(r.IntN(1 + r.IntN(3000)))}
+		table.AddBatch([]Event{{Key: k, At: now, N: 1, Series: 1, Member: Member(r.IntN(members)), Gauge: [2]int8{int8(r.IntN(3) - 1), 0}}}, nil)
+		if s := table.Stats(); s.Keys > maxKeys || s.Shares > maxKeys {
+			t.Fatalf("%+v, want at most %d of either", s, maxKeys)
+		}
+	}
+	shares, lines := 0, 0
+	for number := range uint32(table.keys.n) {
+		p := table.keys.at(number)
+		if p.line().owner != several {
+			lines++
+			continue
+		}
+		shares += int(p.gauge().shares)
+		sum := int32(0)
+		table.GaugeShares(p.line().key(), func(_ Member, v int32) { sum += v })
+		if p.gauge().shares > 0 && table.Stats().Evicted == 0 && sum != p.gauge().v[0] {
+			t.Fatalf("%v: %d held, its shares hold %d", p.line().key(), p.gauge().v[0], sum)
+		}
+	}
+	if shares != table.shares.n || shares == 0 {
+		t.Errorf("keys have %d shares, there are %d", shares, table.shares.n)
+	}
+	for m := range Member(members) {
+		lines -= table.Lines(m)
+	}
+	if lines += table.shares.n; lines != 0 {
+		t.Errorf("%d lines more than members have", lines)
 	}
 }
 
@@ -109,12 +180,13 @@ func TestMemory(t *testing.T) {
 				table.Advance(now)
 			}
 			for k := range keys {
-				table.Add(Key{Lo: uint64(k)}, now-r.Int64N(int64(gap)), 1+uint32(gap/time.Second)*4)
+				table.plain(Key{Lo: uint64(k)}, now-r.Int64N(int64(gap)), 1+uint32(gap/time.Second)*4)
 			}
 		}
 		s := table.Stats()
 		perKey := float64(s.Bytes) / float64(s.Keys)
-		most := 100 + 40*float64(len(windows)-1)
+		// The gauge is another count, of 16 bytes, which every key has.
+		most := 100 + 16 + 40*float64(len(windows)-1)
 		t.Logf("%d windows: %.0f bytes per key", len(windows), perKey)
 		if s.Keys != keys || perKey > most {
 			t.Errorf("%d windows: %d keys, %.0f bytes each, want %d and at most %.0f", len(windows), s.Keys, perKey, keys, most)
@@ -131,7 +203,7 @@ func TestShrink(t *testing.T) {
 			now += int64(400 * time.Millisecond)
 			table.Advance(now)
 			for k := range keys {
-				table.Add(Key{Lo: uint64(k)}, now, 20)
+				table.plain(Key{Lo: uint64(k)}, now, 20)
 			}
 		}
 	}
@@ -144,29 +216,4 @@ func TestShrink(t *testing.T) {
 	if small.Keys != 1000 || small.Bytes > large.Bytes/8 {
 		t.Errorf("%+v with 1000 keys, want an eighth of %+v at most", small, large)
 	}
-}
-
-// TestSmall: a fleet has thousands of tables with a few keys each.
-func TestSmall(t *testing.T) {
-	const n = 500
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := heap()
-	tables := make([]*Table, n)
-	for i := range tables {
-		tables[i] = newTable(t, Config{Windows: eightWindows, Levels: levels(eightWindows, 350), MaxKeys: 1 << 20})
-		for k := range 5 {
-			tables[i].Add(key(k), int64(k), 1)
-		}
-	}
-	each := (heap() - before) / n
-	t.Logf("%d bytes", each)
-	if each > 8<<10 {
-		t.Errorf("a table with 5 keys takes %d bytes, want at most 8 KiB", each)
-	}
-	runtime.KeepAlive(tables)
 }

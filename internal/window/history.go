@@ -5,36 +5,35 @@ import (
 	"slices"
 )
 
-// A line is all that the table keeps of a quiet key, in one cache line of 64 bytes.
-//
-// Cells older than the newest are packed into bytes: the oldest in the chunk, if there is one, then those in packed. The bytes are
+// A history is the newest cell of a series and the state of the older ones, which are packed into bytes: the oldest in the chunk, if there is one, then
+// those that stand beside the history. The bytes are
 // read backwards, newest cell first, because every question is about the recent past and can stop early; and because
 // then a cell is coded relative to the next newer one, a full line is moved to the end of its chunk by a plain copy.
-type line struct {
-	hi, lo uint64
-	tag    uint32
+//
+// The zero history is empty: its newest cell lies before any that a window reaches.
+type history struct {
 	last   uint32 // the newest cell
 	count  uint32 // its events
 	slack  uint32 // so many events less one can follow before a level can be reached; 0: one was reached when last began
 	chunk  uint32 // where in its class
 	class  uint8  // the chunk's size class; 0: no chunk
-	used   uint8  // bytes of packed
+	used   uint8  // bytes packed beside it
 	filled uint16 // bytes of the chunk
-	packed [lineBytes]byte
+}
+
+// A record is a history with the room beside it.
+type record struct {
+	*history
+	beside []byte
 }
 
 const (
-	lineBytes = 24
-	// lineKeep is how much of packed a rebuilt history may take before it moves to a chunk: a little less than all, or the next cells
+	// keepFree is how much of the room beside it a rebuilt history leaves free, or it moves to a chunk: the next cells
 	// would each rebuild it again.
-	lineKeep = lineBytes - 3
+	keepFree = 3
 	// cellBytes is the most that one cell takes.
 	cellBytes = 11
 )
-
-func (l *line) key() Key { return Key{Hi: l.hi, Lo: l.lo, Tag: l.tag} }
-
-func (l *line) is(k Key) bool { return l.hi == k.Hi && l.lo == k.Lo && l.tag == k.Tag }
 
 // A cell is a part of a history: its place on the grid and its events.
 type cell struct {
@@ -95,11 +94,11 @@ type walk struct {
 	strides *strides
 }
 
-// walk starts at the cell before the newest, which stands in the line itself.
-func (t *Table) walk(l *line) walk {
-	w := walk{at: l.last, bytes: l.packed[:l.used], strides: &t.grid.strides}
-	if l.class != 0 {
-		w.chunk = t.arena.bytes(l.class, l.chunk)[:l.filled]
+// walk starts at the cell before the newest, which stands in the history itself.
+func (t *Table) walk(r record) walk {
+	w := walk{at: r.last, bytes: r.beside[:r.used], strides: &t.grid.strides}
+	if r.class != 0 {
+		w.chunk = t.arena.bytes(r.class, r.chunk)[:r.filled]
 	}
 	return w
 }
@@ -179,32 +178,32 @@ func number(bytes []byte) (v uint32, rest []byte) {
 }
 
 // open starts a new newest cell.
-func (t *Table) open(l *line, at, n uint32) {
-	if l.last < t.oldest { // nothing of the history is of use any more
-		t.clear(l)
-		l.last, l.count, l.slack = at, n, t.fullSlack
+func (t *Table) open(r record, at, n uint32, levels *levelSet) {
+	if r.last < t.oldest { // nothing of the history is of use any more
+		t.clear(r)
+		r.last, r.count, r.slack = at, n, levels.slack
 		return
 	}
 	var room [cellBytes]byte
-	packed := t.grid.strides.append(room[:0], at-l.last, l.count)
-	if int(l.used)+len(packed) > lineBytes {
-		t.spill(l, len(packed))
+	packed := t.grid.strides.append(room[:0], at-r.last, r.count)
+	if int(r.used)+len(packed) > len(r.beside) {
+		t.spill(r, len(packed))
 	}
-	l.used += uint8(copy(l.packed[l.used:], packed))
-	l.last, l.count = at, n
+	r.used += uint8(copy(r.beside[r.used:], packed))
+	r.last, r.count = at, n
 }
 
-// spill makes room for need bytes in a full line: by moving it to the end of the chunk, or else by rebuilding the history.
-func (t *Table) spill(l *line, need int) {
-	if l.class != 0 {
-		chunk := t.arena.bytes(l.class, l.chunk)
-		if int(l.filled)+int(l.used) <= len(chunk) {
-			l.filled += uint16(copy(chunk[l.filled:], l.packed[:l.used]))
-			l.used = 0
+// spill makes room for need bytes in a full history: by moving it to the end of the chunk, or else by rebuilding the history.
+func (t *Table) spill(r record, need int) {
+	if r.class != 0 {
+		chunk := t.arena.bytes(r.class, r.chunk)
+		if int(r.filled)+int(r.used) <= len(chunk) {
+			r.filled += uint16(copy(chunk[r.filled:], r.beside[:r.used]))
+			r.used = 0
 			return
 		}
 	}
-	t.rebuild(l, cell{}, need)
+	t.rebuild(r, cell{}, need)
 }
 
 // lateCells is how many cells back late looks before it rebuilds the history.
@@ -212,14 +211,14 @@ const lateCells = 8
 
 // late counts events in a cell older than the newest. Most late events are late by a little: it unpacks the cells newer than theirs, and packs
 // these again behind it.
-func (t *Table) late(l *line, at, n uint32) {
+func (t *Table) late(r record, at, n uint32) {
 	strides := &t.grid.strides
-	bytes := l.packed[:l.used]
-	if l.used == 0 && l.class != 0 {
-		bytes = t.arena.bytes(l.class, l.chunk)[:l.filled]
+	bytes := r.beside[:r.used]
+	if r.used == 0 && r.class != 0 {
+		bytes = t.arena.bytes(r.class, r.chunk)[:r.filled]
 	}
 	var passed [lateCells]cell
-	k, newer, rest := 0, l.last, bytes
+	k, newer, rest := 0, r.last, bytes
 	var buf [(lateCells + 2) * cellBytes]byte
 	out := buf[:0]
 	for ; len(rest) > 0; k++ {
@@ -235,14 +234,14 @@ func (t *Table) late(l *line, at, n uint32) {
 			break
 		}
 		if k == lateCells {
-			t.rebuild(l, cell{at, n}, 0)
+			t.rebuild(r, cell{at, n}, 0)
 			return
 		}
 		passed[k], newer, rest = c, c.at, older
 	}
 	if len(out) == 0 {
-		if len(rest) == 0 && l.class != 0 && l.used != 0 {
-			t.rebuild(l, cell{at, n}, 0) // its place is in the chunk
+		if len(rest) == 0 && r.class != 0 && r.used != 0 {
+			t.rebuild(r, cell{at, n}, 0) // its place is in the chunk
 			return
 		}
 		if len(rest) > 0 {
@@ -252,7 +251,7 @@ func (t *Table) late(l *line, at, n uint32) {
 		out = strides.append(out, newer-at, n)
 	}
 	for i := k - 1; i >= 0; i-- {
-		newer = l.last
+		newer = r.last
 		if i > 0 {
 			newer = passed[i-1].at
 		}
@@ -261,40 +260,40 @@ func (t *Table) late(l *line, at, n uint32) {
 	size := len(rest) + len(out)
 	switch {
 	case size > cap(bytes):
-		t.rebuild(l, cell{at, n}, 0)
-	case l.used == 0 && l.class != 0:
-		l.filled = uint16(size)
-		copy(t.arena.bytes(l.class, l.chunk)[len(rest):], out)
+		t.rebuild(r, cell{at, n}, 0)
+	case r.used == 0 && r.class != 0:
+		r.filled = uint16(size)
+		copy(t.arena.bytes(r.class, r.chunk)[len(rest):], out)
 	default:
-		l.used = uint8(size)
-		copy(l.packed[len(rest):], out)
+		r.used = uint8(size)
+		copy(r.beside[len(rest):], out)
 	}
 }
 
 // rebuild writes the history anew: without the cells that no window reaches any more, with those merged that no window needs apart, and with
-// the events of extra (if its count is not 0), whose cell is older than the newest. Then the line has room for need bytes.
-func (t *Table) rebuild(l *line, extra cell, need int) {
-	t.merge(l, extra, t.edges(), t.unborn)
-	t.pack(l.last)
+// the events of extra (if its count is not 0), whose cell is older than the newest. Then there is room for need bytes.
+func (t *Table) rebuild(r record, extra cell, need int) {
+	t.merge(r, extra, t.edges(), t.unborn)
+	t.pack(r.last)
 	if len(t.packed) > sizes[len(sizes)-1]-lineBytes {
 		// Thousands of cells after now: the caller does not advance the table, or a clock is far ahead. Take the key's newest event as now.
-		now := t.grid.time(l.last)
-		t.merge(l, extra, t.grid.edges(nil, now), l.last)
-		t.pack(l.last)
+		now := t.grid.time(r.last)
+		t.merge(r, extra, t.grid.edges(nil, now), r.last)
+		t.pack(r.last)
 	}
-	if len(t.packed)+need <= lineKeep {
-		t.arena.free(l)
-		l.used = uint8(copy(l.packed[:], t.packed))
+	if len(t.packed)+need <= len(r.beside)-keepFree {
+		t.arena.free(r)
+		r.used = uint8(copy(r.beside, t.packed))
 		return
 	}
-	t.fit(l, len(t.packed))
-	l.filled = uint16(copy(t.arena.bytes(l.class, l.chunk), t.packed))
-	l.used = 0
+	t.fit(r, len(t.packed))
+	r.filled = uint16(copy(t.arena.bytes(r.class, r.chunk), t.packed))
+	r.used = 0
 }
 
 // merge collects the cells of a history in t.cells, newest first. All between two edges become one, named by the lower edge. Edges are those of grid.edges; cells from
 // unborn on are newer, and stay as they are.
-func (t *Table) merge(l *line, extra cell, edges []uint32, unborn uint32) {
+func (t *Table) merge(r record, extra cell, edges []uint32, unborn uint32) {
 	t.cells = t.cells[:0]
 	put := func(c cell) (useful bool) {
 		for len(edges) > 0 && edges[0] > c.at {
@@ -313,7 +312,7 @@ func (t *Table) merge(l *line, extra cell, edges []uint32, unborn uint32) {
 		}
 		return true
 	}
-	for w := t.walk(l); ; {
+	for w := t.walk(r); ; {
 		c, ok := w.next()
 		if extra.count != 0 && (!ok || c.at <= extra.at) {
 			put(extra)
@@ -338,21 +337,21 @@ func (t *Table) pack(newest uint32) {
 }
 
 // fit gives the line a chunk that has room for a history of n bytes and for some time to come, and is not much too large.
-func (t *Table) fit(l *line, n int) {
+func (t *Table) fit(r record, n int) {
 	want := n + max(n/4, lineBytes)
-	if l.class != 0 {
-		if size := t.arena.size(l.class); size >= n+lineBytes && size <= 2*want {
+	if r.class != 0 {
+		if size := t.arena.size(r.class); size >= n+lineBytes && size <= 2*want {
 			return
 		}
-		t.arena.free(l)
+		t.arena.free(r)
 	}
-	t.arena.alloc(l, want)
+	t.arena.alloc(r, want)
 }
 
 // clear forgets the history of a line, not its newest cell.
-func (t *Table) clear(l *line) {
-	t.arena.free(l)
-	l.used = 0
+func (t *Table) clear(r record) {
+	t.arena.free(r)
+	r.used = 0
 }
 
 func add(a, b uint32) uint32 {

@@ -41,10 +41,12 @@ func newIndex(maxKeys int) index {
 
 func (x *index) bytes() int { return x.slots*8 + len(x.shards)*int(unsafe.Sizeof(shard{})) }
 
-// hash is two rounds of multiply and fold. The seed is drawn for each table: whoever chooses the addresses cannot choose the collisions.
-func (x *index) hash(k Key) uint64 {
+// hash is two rounds of multiply and fold, over a key and whatever else tells lines apart. The seed is drawn for each index: whoever chooses the
+// addresses cannot choose the collisions.
+func (x *index) hash(k *Key, by uint64) uint64 {
 	hi, lo := bits.Mul64(k.Hi^x.seed[0], k.Lo^x.seed[1])
-	hi, lo = bits.Mul64(hi^lo^uint64(k.Tag)<<32, x.seed[2]^uint64(k.Tag))
+	by |= uint64(k.Tag) << 32
+	hi, lo = bits.Mul64(hi^lo^by<<8, x.seed[2]^by)
 	return hi ^ lo
 }
 
@@ -53,27 +55,6 @@ func (x *index) shard(hash uint64) *shard { return &x.shards[hash>>1>>(63-x.bits
 // home is where the search for a slot begins.
 func (s *shard) home(slotHash uint64) int {
 	return int(slotHash * uint64(len(s.slots)) >> 32)
-}
-
-// find returns the line of a key.
-func (t *Table) find(k Key, hash uint64) (number uint32, ok bool) {
-	s := t.index.shard(hash)
-	if len(s.slots) == 0 {
-		return 0, false
-	}
-	want := uint32(hash)
-	for i := s.home(uint64(want)); ; {
-		slot := s.slots[i]
-		if slot == 0 {
-			return 0, false
-		}
-		if uint32(slot>>32) == want && t.line(uint32(slot)-1).is(k) {
-			return uint32(slot) - 1, true
-		}
-		if i++; i == len(s.slots) {
-			i = 0
-		}
-	}
 }
 
 // put adds the number of a line that is not in the index.
@@ -103,21 +84,6 @@ func (x *index) resize(s *shard, n int) {
 	for _, slot := range old {
 		if slot != 0 {
 			s.insert(slot)
-		}
-	}
-}
-
-// reindex cuts the index into 1<<bits shards. The lines are all there, but for a last one that is about to be filled and put.
-func (t *Table) reindex(bits int) {
-	x := &t.index
-	old := x.shards
-	x.bits, x.shards, x.slots = bits, make([]shard, 1<<bits), 0
-	for _, s := range old {
-		for _, slot := range s.slots {
-			if slot != 0 {
-				number := uint32(slot) - 1
-				x.put(x.hash(t.line(number).key()), number)
-			}
 		}
 	}
 }

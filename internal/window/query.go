@@ -7,83 +7,180 @@ import (
 	"time"
 )
 
+// A Query is a window as it stands at a time. It is valid until the table is next changed.
+type Query struct{ first, end uint32 } // cells; the zero Query has none
+
+// At returns a window at now. The window must be a registered one: another is a mistake in the program, and panics. A
+// time before the last Advance is taken as that.
+func (t *Table) At(window time.Duration, now int64) Query {
+	i := slices.Index(t.windows, window)
+	if i < 0 {
+		panic(fmt.Sprintf("window: %v is not registered", window))
+	}
+	if !t.started {
+		return Query{}
+	}
+	first, end := t.grid.bounds(i, max(now, t.now))
+	return Query{first, end}
+}
+
+// Count returns the events of a key, of all members.
+func (t *Table) Count(k Key, s Series, q Query) uint64 {
+	if number, ok := t.keys.find(&k, anyone, t.keys.hash(&k, 0)); ok {
+		return t.read(t.keys.at(number), s, q)
+	}
+	return 0
+}
+
+// MemberCount returns the events of a key that are a member's.
+func (t *Table) MemberCount(k Key, m Member, s Series, q Query) uint64 {
+	if p, ok := t.share(k, m); ok {
+		return t.read(p, s, q)
+	}
+	return 0
+}
+
+// Gauge returns what all members together show for a key. It is negative where a member's beginning came later than its end.
+func (t *Table) Gauge(k Key) int32 {
+	if number, ok := t.keys.find(&k, anyone, t.keys.hash(&k, 0)); ok {
+		return t.held(t.keys.at(number))
+	}
+	return 0
+}
+
+// MemberGauge returns what one member shows for a key.
+func (t *Table) MemberGauge(k Key, m Member) int32 {
+	if p, ok := t.share(k, m); ok {
+		return t.held(p)
+	}
+	return 0
+}
+
+// held is what a line shows.
+func (t *Table) held(p place) int32 {
+	if owner := p.line().owner; owner != several {
+		m := &t.members[owner]
+		return p.gauge().value(m, m.shown)
+	}
+	return p.gauge().v[0]
+}
+
+// read returns a line's events of a series within the window.
+func (t *Table) read(p place, s Series, q Query) uint64 {
+	r, ok := p.series(s)
+	if !ok {
+		return 0
+	}
+	return t.sum(r, q)
+}
+
+// sum adds up the cells of a window.
+func (t *Table) sum(r record, q Query) (sum uint64) {
+	if r.last < q.first {
+		return 0
+	}
+	if r.last < q.end {
+		sum = uint64(r.count)
+	}
+	sum, at := t.grid.strides.sum(r.beside[:r.used], r.last, q.first, q.end, sum)
+	if r.class != 0 && at >= q.first {
+		sum, _ = t.grid.strides.sum(t.arena.bytes(r.class, r.chunk)[:r.filled], at, q.first, q.end, sum)
+	}
+	return sum
+}
+
 // An Entry is a key and its count.
 type Entry struct {
 	Key   Key
 	Count uint64
 }
 
-// Windows returns the windows that can be asked for, shortest first.
-func (t *Table) Windows() []time.Duration { return slices.Clone(t.windows) }
-
-// Count returns the events of a key within the window at now. The window must be a registered one: another is a mistake in the program, and panics. A
-// time before the last Advance is taken as that.
-func (t *Table) Count(k Key, window time.Duration, now int64) uint64 {
-	first, end, ok := t.bounds(window, now)
-	if !ok {
-		return 0
-	}
-	number, ok := t.find(k, t.index.hash(k))
-	if !ok {
-		return 0
-	}
-	return t.sum(t.line(number), first, end)
+// A Filter says whose counts Top compares.
+type Filter struct {
+	// Keep is asked about tags; nil wants all.
+	Keep func(tag uint16) bool
+	// Members: the counts of this Member alone, instead of the totals.
+	Members bool
+	Member  Member
 }
 
-// Each calls fn with every key that has events within the window at now, in no order, until it returns false. fn must not change the table.
-func (t *Table) Each(window time.Duration, now int64, fn func(Key, uint64) bool) {
-	first, end, ok := t.bounds(window, now)
-	if !ok {
-		return
-	}
-	for number := range uint32(t.keys) {
-		l := t.line(number)
-		if l.last < first {
-			continue
+// Top returns the largest counts of a series: at most limit, largest first, equal ones by key.
+func (t *Table) Top(s Series, q Query, f Filter, limit int) []Entry {
+	return t.top(f, limit, func(p place) uint64 {
+		r, ok := p.series(s)
+		if !ok || r.last < q.first {
+			return 0
 		}
-		if n := t.sum(l, first, end); n > 0 && !fn(l.key(), n) {
-			return
-		}
-	}
+		return t.sum(r, q)
+	})
 }
 
-// Top returns the largest counts within the window at now among the keys that keep wants (all, if it is nil): at most limit, largest first, equal ones by key.
-func (t *Table) Top(window time.Duration, now int64, limit int, keep func(Key) bool) []Entry {
+// TopGauge does the same with what is shown.
+func (t *Table) TopGauge(f Filter, limit int) []Entry {
+	return t.top(f, limit, func(p place) uint64 { return uint64(max(t.held(p), 0)) })
+}
+
+func (t *Table) top(f Filter, limit int, value func(place) uint64) []Entry {
 	if limit <= 0 {
 		return nil
 	}
-	first, end, ok := t.bounds(window, now)
-	if !ok {
-		return nil
+	h := heap{limit: limit, least: 1}
+	stores := []*store{&t.keys}
+	if f.Members {
+		stores = append(stores, &t.shares)
 	}
-	var top []Entry    // when it has limit entries: a heap, the least at its root
-	least := uint64(1) // what is worth a look
-	for number := range uint32(t.keys) {
-		l := t.line(number)
-		if l.last < first {
-			continue
-		}
-		n := t.sum(l, first, end)
-		if n < least {
-			continue
-		}
-		e := Entry{l.key(), n}
-		switch {
-		case keep != nil && !keep(e.Key):
-			continue
-		case len(top) < limit:
-			if top = append(top, e); len(top) < limit {
+	for _, s := range stores {
+		for number := range uint32(s.n) {
+			p := s.at(number)
+			l := p.line()
+			if f.Members && l.owner != f.Member || f.Keep != nil && !f.Keep(l.tag) {
 				continue
 			}
-			slices.SortFunc(top, func(a, b Entry) int { return compare(b, a) }) // sorted is a heap
-		case compare(e, top[0]) < 0:
-			top[0] = e
-			sift(top)
+			if n := value(p); n >= h.least {
+				h.add(Entry{l.key(), n})
+			}
 		}
-		least = top[0].Count
 	}
-	slices.SortFunc(top, compare)
-	return top
+	slices.SortFunc(h.entries, compare)
+	return h.entries
+}
+
+// A heap keeps the largest entries, the least of them at its root once it is full.
+type heap struct {
+	entries []Entry
+	limit   int
+	least   uint64 // what is worth adding
+}
+
+func (h *heap) add(e Entry) {
+	switch {
+	case len(h.entries) < h.limit:
+		if h.entries = append(h.entries, e); len(h.entries) < h.limit {
+			return
+		}
+		slices.SortFunc(h.entries, func(a, b Entry) int { return compare(b, a) }) // sorted is a heap
+	case compare(e, h.entries[0]) < 0:
+		h.entries[0] = e
+		h.sift()
+	}
+	h.least = h.entries[0].Count
+}
+
+// sift moves the root to where it belongs.
+func (h *heap) sift() {
+	for i := 0; ; {
+		least := i
+		for child := 2*i + 1; child <= 2*i+2 && child < len(h.entries); child++ {
+			if compare(h.entries[child], h.entries[least]) > 0 {
+				least = child
+			}
+		}
+		if least == i {
+			return
+		}
+		h.entries[i], h.entries[least] = h.entries[least], h.entries[i]
+		i = least
+	}
 }
 
 // compare orders entries as Top returns them.
@@ -92,49 +189,4 @@ func compare(a, b Entry) int {
 		cmp.Compare(b.Count, a.Count),
 		cmp.Compare(a.Key.Hi, b.Key.Hi), cmp.Compare(a.Key.Lo, b.Key.Lo), cmp.Compare(a.Key.Tag, b.Key.Tag),
 	)
-}
-
-// sift moves the root of a heap to where it belongs.
-func sift(heap []Entry) {
-	for i := 0; ; {
-		least := i
-		for child := 2*i + 1; child <= 2*i+2 && child < len(heap); child++ {
-			if compare(heap[child], heap[least]) > 0 {
-				least = child
-			}
-		}
-		if least == i {
-			return
-		}
-		heap[i], heap[least] = heap[least], heap[i]
-		i = least
-	}
-}
-
-// bounds returns the cells of a window at now; not ok while the table knows of no time.
-func (t *Table) bounds(window time.Duration, now int64) (first, end uint32, ok bool) {
-	i := slices.Index(t.windows, window)
-	if i < 0 {
-		panic(fmt.Sprintf("window: %v is not registered", window))
-	}
-	if !t.started {
-		return 0, 0, false
-	}
-	first, end = t.grid.bounds(i, max(now, t.now))
-	return first, end, true
-}
-
-// sum adds up the cells from first to before end.
-func (t *Table) sum(l *line, first, end uint32) (sum uint64) {
-	if l.last < first {
-		return 0
-	}
-	if l.last < end {
-		sum = uint64(l.count)
-	}
-	sum, at := t.grid.strides.sum(l.packed[:l.used], l.last, first, end, sum)
-	if l.class != 0 && at >= first {
-		sum, _ = t.grid.strides.sum(t.arena.bytes(l.class, l.chunk)[:l.filled], at, first, end, sum)
-	}
-	return sum
 }

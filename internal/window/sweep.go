@@ -6,14 +6,8 @@ import (
 	"time"
 )
 
-// A sweep is the round through all lines that reclaims what has expired, a part at each Advance.
-type sweep struct {
-	at   uint32 // the next line
-	last int64  // ns: the time up to which the lines due have been visited
-}
-
 const (
-	// A round takes a quarter of the longest window, within these bounds.
+	// A round through all lines takes a quarter of the longest window, within these bounds.
 	minRound = 2 * time.Second
 	maxRound = time.Minute
 	// maxVisits bounds the lines visited in one call: some 100 µs. What is due beyond is left to the next.
@@ -41,7 +35,7 @@ func (t *Table) Advance(now int64) {
 
 func (t *Table) start(now int64) {
 	t.started = true
-	t.now, t.sweep.last = now, now
+	t.now, t.swept = now, now
 	t.grid.rebase(now)
 	t.pass()
 }
@@ -67,15 +61,22 @@ func (t *Table) pass() {
 func (t *Table) rebase() {
 	old := t.grid.base
 	t.grid.rebase(t.now)
-	shift := (uint64(t.grid.base) - uint64(old)) / uint64(t.grid.tick)
-	for number := uint32(0); number < uint32(t.keys); {
-		l := t.line(number)
-		if uint64(l.last) < shift {
-			t.remove(number)
-			continue
+	shift := uint32((uint64(t.grid.base) - uint64(old)) / uint64(t.grid.tick))
+	for _, s := range []*store{&t.keys, &t.shares} {
+		for number := range uint32(s.n) {
+			p := s.at(number)
+			for i := range NumSeries {
+				r, ok := p.series(i)
+				switch {
+				case !ok:
+				case r.last < shift:
+					t.clear(r)
+					r.last = 0
+				default:
+					r.last -= shift // all older cells are relative to it
+				}
+			}
 		}
-		l.last -= uint32(shift) // all others are relative to it
-		number++
 	}
 	t.edged = 0
 }
@@ -92,124 +93,77 @@ func (t *Table) edges() []uint32 {
 // tidy visits the lines that are due.
 func (t *Table) tidy() {
 	round := min(max(t.grid.longest()/4, int64(minRound)), int64(maxRound))
-	waited := min(t.now-t.sweep.last, round)
-	due := float64(t.keys) * float64(waited) / float64(round)
+	waited := min(t.now-t.swept, round)
+	lines := t.keys.n + t.shares.n
+	due := float64(lines) * float64(waited) / float64(round)
 	if due < 1 && waited < round {
 		return
 	}
 	// Who has not been counted for a round is idle, and his history can be merged: he does not do it himself.
 	idle, _ := t.grid.ticks(t.now - round)
-	visits, cost := 0, 0
-	for ; visits < int(due) && cost < maxVisits && t.keys > 0; visits, cost = visits+1, cost+1 {
-		if t.sweep.at >= uint32(t.keys) {
-			t.sweep.at = 0
-			t.arena.trim()
-		}
-		l := t.line(t.sweep.at)
-		if l.last < t.oldest {
-			t.remove(t.sweep.at)
-			continue
-		}
-		if l.class != 0 && (l.last < idle || t.arena.sparse(l)) {
-			t.settle(l)
-			cost += settleCost
-		}
-		t.sweep.at++
-	}
-	if t.keys == 0 {
+	// Keys and shares in proportion to their numbers, shares first: a total goes when its shares have gone.
+	t.balance += int(due) * t.shares.n
+	shares := t.balance / max(lines, 1)
+	t.balance -= shares * lines
+	budget := maxVisits
+	visits := t.visits(&t.shares, min(shares, int(due)), idle, &budget)
+	visits += t.visits(&t.keys, int(due)-visits, idle, &budget)
+	if t.keys.n == 0 {
 		t.arena.trim()
-		t.sweep.last = t.now
+		t.swept = t.now
 		return
 	}
 	// What was due and not visited is left to the next call.
-	t.sweep.last = t.now - int64((1-float64(visits)/due)*float64(waited))
+	t.swept = t.now - int64((1-float64(visits)/due)*float64(waited))
 }
 
-// settle gives an idle key a history as short as can be, in the lowest chunk that fits.
-func (t *Table) settle(l *line) {
-	t.merge(l, cell{}, t.edges(), t.unborn)
-	t.pack(l.last)
-	t.arena.free(l)
-	if len(t.packed) <= lineBytes {
-		l.used = uint8(copy(l.packed[:], t.packed))
+// visits looks at the next n lines of a store, as far as the budget goes, and returns how many it did.
+func (t *Table) visits(s *store, n int, idle uint32, budget *int) (done int) {
+	for done < n && s.n > 0 && *budget > 0 {
+		if s.sweep >= uint32(s.n) {
+			s.sweep = 0
+			t.arena.trim()
+		}
+		*budget -= t.visit(s, idle)
+		done++
+	}
+	return done
+}
+
+// visit looks at the next line of a store, and returns what that cost.
+func (t *Table) visit(s *store, idle uint32) (cost int) {
+	p := s.at(s.sweep)
+	if t.idle(p) {
+		t.drop(s, s.sweep)
+		return 1
+	}
+	cost = 1
+	if l := p.line(); l.owner != several {
+		g, m := p.gauge(), &t.members[l.owner]
+		for i := range g.gen { // generations come again after 65,536
+			g.v[i], g.gen[i] = g.value(m, uint8(i)), m.gen[i]
+		}
+	}
+	for i := range NumSeries {
+		if r, ok := p.series(i); ok && r.class != 0 && (r.last < idle || t.arena.sparse(r)) {
+			t.settle(r)
+			cost += settleCost
+		}
+	}
+	s.sweep++
+	return cost
+}
+
+// settle gives an idle history as few bytes as can be, in the lowest chunk that fits.
+func (t *Table) settle(r record) {
+	t.merge(r, cell{}, t.edges(), t.unborn)
+	t.pack(r.last)
+	t.arena.free(r)
+	if len(t.packed) <= len(r.beside) {
+		r.used = uint8(copy(r.beside, t.packed))
 		return
 	}
-	t.arena.alloc(l, len(t.packed))
-	l.filled = uint16(copy(t.arena.bytes(l.class, l.chunk), t.packed))
-	l.used = 0
-}
-
-// Remove takes out all keys that keep does not want.
-func (t *Table) Remove(keep func(Key) bool) {
-	for number := uint32(0); number < uint32(t.keys); {
-		if keep(t.line(number).key()) {
-			number++
-		} else {
-			t.remove(number)
-		}
-	}
-	t.arena.trim()
-}
-
-// evict is the state of the search for keys to evict: a hand that goes round the lines. A new key takes the place of the one it evicts, so the
-// hand comes to the oldest first.
-type evict struct {
-	hand  uint32
-	light uint64 // who has more stays
-	steps int    // until light is estimated anew
-}
-
-const (
-	// The lightest 1/lightShare of a sample may go. So the hand finds one in about as many steps.
-	lightShare = 8
-	sampleSize = 1024
-)
-
-// victim returns the line to be given to another key.
-func (t *Table) victim() uint32 {
-	if t.evict.hand >= uint32(t.keys) {
-		t.evict.hand = 0
-	}
-	smallest, at := uint64(math.MaxUint64), uint32(0)
-	for range t.keys {
-		if t.evict.steps == 0 {
-			t.evict.light = t.lightest()
-			t.evict.steps = max(t.keys/4, 1)
-		}
-		t.evict.steps--
-		number := t.evict.hand
-		if t.evict.hand++; t.evict.hand >= uint32(t.keys) {
-			t.evict.hand = 0
-		}
-		weight := t.weight(t.line(number), t.evict.light)
-		if weight <= t.evict.light {
-			return number
-		}
-		if weight < smallest {
-			smallest, at = weight, number
-		}
-	}
-	return at
-}
-
-// lightest returns the weight that an eighth of the keys do not exceed, by a sample taken evenly from the table.
-func (t *Table) lightest() uint64 {
-	var sample [sampleSize]uint64
-	n := min(sampleSize, t.keys)
-	for i := range n {
-		sample[i] = t.weight(t.line(uint32(i*t.keys/n)), math.MaxUint64)
-	}
-	slices.Sort(sample[:n])
-	return sample[n/lightShare]
-}
-
-// weight returns a key's count in the longest window; no more than is needed to see that it exceeds enough.
-func (t *Table) weight(l *line, enough uint64) (sum uint64) {
-	c, ok := cell{l.last, l.count}, true
-	for w := t.walk(l); ok && c.at >= t.oldest; c, ok = w.next() {
-		if sum += uint64(c.count); sum > enough {
-			break
-		}
-	}
-	return sum
+	t.arena.alloc(r, len(t.packed))
+	r.filled = uint16(copy(t.arena.bytes(r.class, r.chunk), t.packed))
+	r.used = 0
 }

@@ -16,7 +16,7 @@ var (
 
 func levels(windows []time.Duration, perSecond uint64) (l []Level) {
 	for _, w := range windows {
-		l = append(l, Level{w, perSecond * uint64(w/sec)})
+		l = append(l, Level{Window: w, Count: perSecond * uint64(w/sec)})
 	}
 	return l
 }
@@ -50,7 +50,7 @@ func newLoad(zipf bool, keys int) *load {
 func (l *load) fill(events []Event) {
 	for i := range events {
 		l.now += eventGap
-		events[i] = Event{l.draw[l.next], l.now, 1}
+		events[i] = Event{Key: l.draw[l.next], At: l.now, N: 1, Series: 1}
 		l.next = (l.next + 1) % (1 << 21)
 	}
 }
@@ -61,7 +61,7 @@ func BenchmarkAdd(b *testing.B) {
 		for _, windows := range [][]time.Duration{oneWindow, eightWindows} {
 			load := newLoad(spread == "zipf", keys)
 			table := newTable(b, Config{Windows: windows, Levels: levels(windows, 350), MaxKeys: 2 * keys})
-			events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+			events, hot := make([]Event, batchSize), make([]Hot, 0, batchSize)
 			for range 20_000_000 / batchSize {
 				load.fill(events)
 				table.Advance(load.now)
@@ -80,11 +80,6 @@ func BenchmarkAdd(b *testing.B) {
 				})
 			}
 			run("none", func() {})
-			run("add", func() {
-				for _, e := range events {
-					table.Add(e.Key, e.At, e.N)
-				}
-			})
 			run("batch", func() { hot = table.AddBatch(events, hot[:0]) })
 		}
 	}
@@ -96,7 +91,7 @@ func BenchmarkDisorder(b *testing.B) {
 		b.Run(late.String(), func(b *testing.B) {
 			load := newLoad(true, 1<<20)
 			table := newTable(b, Config{Windows: eightWindows, Levels: levels(eightWindows, 350)})
-			events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+			events, hot := make([]Event, batchSize), make([]Hot, 0, batchSize)
 			n := 0
 			step := func() {
 				load.fill(events)
@@ -125,12 +120,12 @@ func BenchmarkFlood(b *testing.B) {
 	const keys = 1 << 20
 	table := newTable(b, Config{Windows: eightWindows, Levels: levels(eightWindows, 350), MaxKeys: keys})
 	r := rand.New(rand.NewPCG(1, 2))
-	events, hot := make([]Event, batchSize), make([]int, 0, batchSize)
+	events, hot := make([]Event, batchSize), make([]Hot, 0, batchSize)
 	now := int64(1e18)
 	step := func() {
 		for i := range events {
 			now += 3750 // 16 M in a minute
-			events[i] = Event{Key{Lo: r.Uint64()}, now, 1}
+			events[i] = Event{Key: Key{Lo: r.Uint64()}, At: now, N: 1, Series: 1}
 		}
 		table.Advance(now)
 		hot = table.AddBatch(events, hot[:0])
@@ -160,7 +155,7 @@ func BenchmarkTop(b *testing.B) {
 	for _, w := range []time.Duration{sec, 60 * sec} {
 		b.Run(w.String(), func(b *testing.B) {
 			for b.Loop() {
-				table.Top(w, load.now, 20, nil)
+				table.Top(0, table.At(w, load.now), Filter{}, 20)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 )
 
 // BatchVersion is the version of the batch format that this package writes and
@@ -146,7 +147,9 @@ func (r *Reader) Next(e *Event) bool {
 	e.Time = b.Base + int64(le.Uint32(b.times[4*i:]))*1000
 	e.Proto = b.protos[i]
 	e.IPv6 = b.family[i] == 6
-	r.addr += getAddrs(b.addrs[r.addr:], e.IPv6, &e.Orig)
+	var n int
+	e.Orig.Src, e.Orig.Dst, n = getAddrs(b.addrs[r.addr:], e.IPv6)
+	r.addr += n
 	e.Orig.SrcPort = le.Uint16(b.sports[2*i:])
 	e.Orig.DstPort = le.Uint16(b.dports[2*i:])
 	e.ID = le.Uint32(b.ids[4*i:])
@@ -155,7 +158,7 @@ func (r *Reader) Next(e *Event) bool {
 	e.NAT, e.HasCounters, e.Zone = false, false, 0
 	if next(b.nat, r.nat, i) {
 		p := b.nat[r.nat+2:]
-		n := getAddrs(p, e.IPv6, &e.Reply)
+		e.Reply.Src, e.Reply.Dst, n = getAddrs(p, e.IPv6)
 		e.Reply.SrcPort, e.Reply.DstPort = le.Uint16(p[n:]), le.Uint16(p[n+2:])
 		e.NAT = true
 		r.nat += natEntry(e.IPv6)
@@ -176,20 +179,57 @@ func (r *Reader) Next(e *Event) bool {
 	return true
 }
 
+// Brief is what counting needs of an event: who, when, and what it changes.
+type Brief struct {
+	Src, Dst Addr // of the original direction
+	Time     int64
+	DstPort  uint16
+	Status   uint16
+	Zone     uint16
+	Type     Type
+	Flags    Flags
+	Proto    uint8
+	IPv6     bool
+}
+
+// AppendBriefs appends every event of the batch in brief, at a sixth of what
+// Reader costs. The columns are taken one time, outside the loop, and are known
+// to be long enough: the slicing tells the compiler so.
+func (b *Batch) AppendBriefs(dst []Brief) []Brief {
+	n := b.Count
+	le := binary.LittleEndian
+	types, protos, family := b.types[:n], b.protos[:n], b.family[:n]
+	times, dports, status, addrs := b.times[:4*n], b.dports[:2*n], b.status[:2*n], b.addrs
+	at := len(dst)
+	dst = slices.Grow(dst, n)[:at+n]
+	for i := range types {
+		e := &dst[at+i]
+		e.Type, e.Flags = Type(types[i]&typeMask), Flags(types[i])&flagMask
+		e.Time = b.Base + int64(le.Uint32(times[4*i:]))*1000
+		e.Proto = protos[i]
+		e.IPv6 = family[i] == 6
+		var size int
+		e.Src, e.Dst, size = getAddrs(addrs, e.IPv6)
+		addrs = addrs[size:]
+		e.DstPort, e.Status, e.Zone = le.Uint16(dports[2*i:]), le.Uint16(status[2*i:]), 0
+	}
+	for off := 0; off < len(b.zones); off += zoneEntry {
+		dst[at+int(le.Uint16(b.zones[off:]))].Zone = le.Uint16(b.zones[off+2:])
+	}
+	return dst
+}
+
 // next reports whether the sparse entry at off belongs to event i.
 func next(col []byte, off, i int) bool {
 	return off < len(col) && int(binary.LittleEndian.Uint16(col[off:])) == i
 }
 
-func getAddrs(p []byte, ipv6 bool, t *Tuple) int {
+func getAddrs(p []byte, ipv6 bool) (src, dst Addr, n int) {
 	be := binary.BigEndian
 	if !ipv6 {
-		t.Src, t.Dst = Addr{Lo: uint64(be.Uint32(p))}, Addr{Lo: uint64(be.Uint32(p[4:]))}
-		return 8
+		return Addr{Lo: uint64(be.Uint32(p))}, Addr{Lo: uint64(be.Uint32(p[4:]))}, 8
 	}
-	t.Src = Addr{be.Uint64(p), be.Uint64(p[8:])}
-	t.Dst = Addr{be.Uint64(p[16:]), be.Uint64(p[24:])}
-	return 32
+	return Addr{be.Uint64(p), be.Uint64(p[8:])}, Addr{be.Uint64(p[16:]), be.Uint64(p[24:])}, 32
 }
 
 func putAddrs(p []byte, ipv6 bool, t *Tuple) []byte {

@@ -351,6 +351,28 @@ func hundreds() []events.Event {
 	return evs
 }
 
+// TestBriefs: events in brief are the events, of whatever is in the batch.
+func TestBriefs(t *testing.T) {
+	for _, g := range goldens() {
+		var d events.Decoder
+		var b events.Batch
+		if err := d.Decode(encode(t, g.header, g.events), &b); err != nil {
+			t.Fatal(err)
+		}
+		briefs := b.AppendBriefs([]events.Brief{{Proto: 99}})
+		if len(briefs) != 1+b.Count || briefs[0].Proto != 99 {
+			t.Fatalf("%d briefs appended to one, want %d", len(briefs)-1, b.Count)
+		}
+		var e events.Event
+		for i, r := 1, b.Events(); r.Next(&e); i++ {
+			want := events.Brief{Src: e.Orig.Src, Dst: e.Orig.Dst, Time: e.Time, DstPort: e.Orig.DstPort, Status: e.Status, Zone: e.Zone, Type: e.Type, Flags: e.Flags, Proto: e.Proto, IPv6: e.IPv6}
+			if briefs[i] != want {
+				t.Errorf("event %d in brief is %+v, want %+v", i-1, briefs[i], want)
+			}
+		}
+	}
+}
+
 func BenchmarkEncode(b *testing.B) {
 	evs := hundreds()
 	var w events.BatchWriter
@@ -374,14 +396,24 @@ func BenchmarkDecode(b *testing.B) {
 	data := encode(b, goldens()[0].header, evs)
 	var d events.Decoder
 	var batch events.Batch
+	run := func(name string, read func()) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := d.Decode(data, &batch); err != nil {
+					b.Fatal(err)
+				}
+				read()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(evs)), "ns/event")
+		})
+	}
 	var e events.Event
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := d.Decode(data, &batch); err != nil {
-			b.Fatal(err)
-		}
+	var briefs []events.Brief
+	run("check", func() {})
+	run("events", func() {
 		for r := batch.Events(); r.Next(&e); {
 		}
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(evs)), "ns/event")
+	})
+	run("briefs", func() { briefs = batch.AppendBriefs(briefs[:0]) })
 }

@@ -36,6 +36,11 @@ func FuzzDecode(f *testing.F) {
 		if len(evs) != b.Count {
 			t.Fatalf("%d events read of %d", len(evs), b.Count)
 		}
+		for i, brief := range b.AppendBriefs(nil) {
+			if e := &evs[i]; brief.Src != e.Orig.Src || brief.Dst != e.Orig.Dst || brief.Time != e.Time || brief.Zone != e.Zone || brief.Type != e.Type {
+				t.Fatalf("event %d in brief is %+v, it is %+v", i, brief, e)
+			}
+		}
 		// Times are kept relative to the first event, which a foreign batch need not begin with.
 		for i := range evs {
 			if evs[i].Time -= b.Base; i > 0 && evs[i].Time < evs[0].Time || evs[i].Time-evs[0].Time < 0 {

@@ -1,0 +1,214 @@
+package count
+
+import (
+	"github.com/ctfleet/ctfleet/internal/window"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// A lane counts what is counted by one side of the flows.
+type lane struct {
+	c         *Counter
+	selectors []*selector
+
+	// Scratch, so that counting does not allocate.
+	events  []window.Event
+	hot     []window.Hot
+	crossed []crossing
+	seen    map[hotKey]struct{}
+}
+
+// A selector is the sets that share track, prefix and match. They share a table
+// too: their key is looked up once per event.
+type selector struct {
+	set    Set   // Metric is not used
+	series uint8 // bits of those that are kept
+	active bool
+	levels [metrics][]int // indexes in Counter.levels
+	table  *window.Table
+}
+
+// crossing is a Crossing before it is put in order.
+type crossing struct {
+	job int
+	Crossing
+}
+
+// hotKey is what may have crossed a level, so that it is looked at once per batch.
+type hotKey struct {
+	key    window.Key
+	member window.Member
+	metric Metric
+	total  bool
+}
+
+func (s *selector) keep(m Metric) {
+	if m == Active {
+		s.active = true
+	} else {
+		s.series |= m.series().Bit()
+	}
+}
+
+func (s *selector) keeps(m Metric) bool {
+	return m == Active && s.active || m < Active && s.series&m.series().Bit() != 0
+}
+
+// open makes the table.
+func (s *selector) open(c *Counter, maxKeys int) (err error) {
+	cfg := window.Config{Windows: c.windows, MaxKeys: maxKeys}
+	for m := range Active {
+		for _, i := range s.levels[m] {
+			l := &c.levels[i]
+			cfg.Levels = append(cfg.Levels, window.Level{Series: m.series(), Members: l.Scope != Fleet, Window: l.Window, Count: l.Count})
+		}
+	}
+	for _, i := range s.levels[Active] {
+		l := &c.levels[i]
+		level := &cfg.GaugeMember
+		if l.Scope == Fleet {
+			level = &cfg.GaugeTotal
+		}
+		if n := uint32(min(l.Count, 1<<31-1)); *level == 0 || n < *level {
+			*level = n
+		}
+	}
+	s.table, err = window.New(cfg)
+	return err
+}
+
+// Lanes is how many lanes there are: Run takes their numbers, from 0.
+func (c *Counter) Lanes() int { return len(c.lanes) }
+
+// Run counts all that was admitted in one lane. Each lane must run once between the last Admit and Commit; different
+// lanes may run at the same time, and nothing else meanwhile.
+func (c *Counter) Run(number int) {
+	l := &c.lanes[number]
+	for i := range c.jobs {
+		j := &c.jobs[i]
+		for _, s := range l.selectors {
+			switch j.op {
+			case opCount:
+				s.table.Advance(j.now)
+				l.count(s, c.flows[j.from:j.to], i)
+			case opClear:
+				s.table.Clear(j.member, j.slot)
+			case opShow:
+				s.table.Show(j.member, j.slot, func(k window.Key, h window.Hot) { l.look(s, k, j.member, h, i) })
+			}
+			if len(l.seen) > 0 {
+				clear(l.seen)
+			}
+		}
+	}
+}
+
+// Commit returns what crossed a level, batch by batch, valid until the next call, and begins anew.
+func (c *Counter) Commit() []Crossing {
+	c.out = c.out[:0]
+	var at [len(c.lanes)]int
+	for i := range c.jobs {
+		for n := range c.lanes {
+			for l := &c.lanes[n]; at[n] < len(l.crossed) && l.crossed[at[n]].job == i; at[n]++ {
+				c.out = append(c.out, l.crossed[at[n]].Crossing)
+			}
+		}
+	}
+	for n := range c.lanes {
+		c.lanes[n].crossed = c.lanes[n].crossed[:0]
+	}
+	c.jobs, c.flows = c.jobs[:0], c.flows[:0]
+	return c.out
+}
+
+// count adds flows to a selector's table, and looks at what became hot.
+func (l *lane) count(s *selector, flows []flow, job int) {
+	l.collect(s, flows)
+	l.hot = s.table.AddBatch(l.events, l.hot[:0])
+	for _, h := range l.hot {
+		e := &l.events[h.Event]
+		l.look(s, e.Key, e.Member, h, job)
+	}
+}
+
+// collect makes window events of the flows that belong to the selector.
+func (l *lane) collect(s *selector, flows []flow) {
+	if cap(l.events) < len(flows) {
+		l.events = make([]window.Event, 0, events.MaxBatchEvents)
+	}
+	out := l.events[:len(flows)]
+	n := 0
+	v4, v6 := s.set.bits(false), s.set.bits(true)
+	matches := s.set.Match != Match{}
+	for i := range flows {
+		f := &flows[i]
+		e := &out[n]
+		e.Series, e.Gauge = f.series&s.series, f.gauge
+		if !s.active {
+			e.Gauge = [2]int8{}
+		}
+		if e.Series == 0 && e.Gauge == [2]int8{} || matches && !s.set.Match.takes(f.proto, f.dport) {
+			continue
+		}
+		addr := &f.src
+		if s.set.Track == ByDst {
+			addr = &f.dst
+		}
+		bits := v4
+		if f.ipv6 {
+			bits = v6
+		}
+		e.Key = maskKey(*addr, f.ipv6, bits, f.realm)
+		e.At, e.N, e.Member = f.at, 1, f.member
+		n++
+	}
+	l.events = out[:n]
+}
+
+// look compares what may have crossed a level with the levels.
+func (l *lane) look(s *selector, k window.Key, m window.Member, h window.Hot, job int) {
+	metric := Metric(h.Series)
+	if h.Total && l.fresh(hotKey{k, 0, metric, true}) {
+		l.judge(s, metric, true, k, m, job)
+	}
+	if h.Member && l.fresh(hotKey{k, m, metric, false}) {
+		l.judge(s, metric, false, k, m, job)
+	}
+}
+
+func (l *lane) fresh(k hotKey) bool {
+	if _, seen := l.seen[k]; seen {
+		return false
+	}
+	l.seen[k] = struct{}{}
+	return true
+}
+
+// judge notes the levels that a key is at: those of totals, or those of members.
+func (l *lane) judge(s *selector, metric Metric, total bool, k window.Key, m window.Member, job int) {
+	at := l.c.sites[m]
+	if at == nil {
+		return // it is leaving
+	}
+	now := l.c.jobs[job].now
+	for _, i := range s.levels[metric] {
+		level := &l.c.levels[i]
+		if (level.Scope == Fleet) != total {
+			continue
+		}
+		place, value := Place{Realm: at.realm.name}, uint64(0)
+		switch level.Scope {
+		case Fleet:
+			value = s.value(metric, k, level.Window, now)
+		case Firewall:
+			place, value = at.Place, s.memberValue(metric, k, m, level.Window, now)
+		case FleetMax:
+			// Only the member's own count can have come over the level by its event.
+			if s.memberValue(metric, k, m, level.Window, now) >= level.Count {
+				s.shares(metric, k, level.Window, now, func(_ window.Member, n uint64) { value = max(value, n) })
+			}
+		}
+		if value >= level.Count {
+			l.crossed = append(l.crossed, crossing{job, Crossing{Level: i, Place: place, Key: prefixOf(k, &s.set), Value: value, At: l.c.jobs[job].at}})
+		}
+	}
+}
