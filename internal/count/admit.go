@@ -2,19 +2,23 @@ package count
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// A job is what the lanes have to do for one admitted batch: count its flows, or
-// else carry out a change of what a firewall shows, or just let time pass.
+// A job is what the lanes have to do for one admitted batch: count the events of one
+// site, or else carry out a change of what it shows, or just let time pass.
 type job struct {
 	now, at  int64 // the fleet's clock; the batch's time in the stream
-	from, to int   // its flows, in Counter.flows
 	op       operation
 	member   window.Member
-	slot     uint8
+	slot     uint8 // for opClear and opShow
+	realm    uint16
+	from, to int     // its events, in Counter.briefs
+	offset   int64   // from their times to the stream's clock
+	meaning  meaning // of their kinds
 }
 
 type operation uint8
@@ -25,17 +29,43 @@ const (
 	opShow            // show this one from now on
 )
 
-// A flow is an event as the lanes want it.
-type flow struct {
-	src, dst events.Addr
-	at       int64 // on the stream's clock
-	member   window.Member
-	realm    uint16
-	dport    uint16
-	series   uint8   // bits: the windowed metrics that it counts in
-	gauge    [2]int8 // what it does to the two sets of active flows
-	proto    uint8
-	ipv6     bool
+// A kind is all of an event but who and when: its type, its flags and whether
+// it was answered.
+type kind uint8
+
+const kinds = 32
+
+func kindOf(e *events.Brief) kind {
+	return kind(e.Type) | kind(e.Flags>>4) | kind(e.Status&events.StatusSeenReply)<<3
+}
+
+// meaning says what events of each kind do.
+type meaning [kinds]struct {
+	series uint8   // bits: the windowed metrics that they count in
+	gauge  [2]int8 // what they do to the two sets of active flows
+}
+
+// meaningOf is that of a batch's events.
+func meaningOf(live bool, effect *effect) (m meaning) {
+	for _, typ := range []events.Type{events.New, events.Destroy, events.Existing} {
+		for _, flags := range []events.Flags{0, events.Unheld, events.UnheldBefore, events.Unheld | events.UnheldBefore} {
+			for _, status := range []uint16{0, events.StatusSeenReply} {
+				e := events.Brief{Type: typ, Flags: flags, Status: status}
+				k := &m[kindOf(&e)]
+				k.gauge = effect.deltas(typ, flags)
+				switch {
+				case !live:
+				case typ == events.New:
+					k.series = Opened.series().Bit()
+				case typ == events.Destroy && status != 0:
+					k.series = Ended.series().Bit()
+				case typ == events.Destroy:
+					k.series = Ended.series().Bit() | Unreplied.series().Bit()
+				}
+			}
+		}
+	}
+	return m
 }
 
 // Admit takes a batch of ct.v1.events.<firewall> into account, and queues its events to be
@@ -154,54 +184,49 @@ func (c *Counter) Refuse(firewall string) {
 	}
 }
 
-// queue makes a job of a batch, whose events' times are offset behind the
-// stream's clock.
+// queue makes jobs of a batch, whose events' times are offset behind the
+// stream's clock: one for each zone, and nearly always there is but one.
 func (c *Counter) queue(f *firewall, b *events.Batch, offset, stream int64, effect effect) {
-	c.briefs = b.AppendBriefs(c.briefs[:0])
 	live := b.Phase == events.Live
-	sampled := newSampler(b.Count)
-	var at *site
-	id, from := uint16(0), len(c.flows)
-	for i := range c.briefs {
-		e := &c.briefs[i]
-		// Zones are rare, and where there are any, events of one come in runs.
-		if i == 0 || e.Zone != id {
-			id = e.Zone
-			at = c.site(f, b.Realm, id)
-		}
-		if at == nil {
-			f.zoneEvents++
-			continue
-		}
-		gauge := effect.deltas(e)
-		f.held[0] += int64(gauge[0])
-		f.held[1] += int64(gauge[1])
-		series := uint8(0)
-		if live {
-			switch e.Type {
-			case events.New:
-				series = Opened.series().Bit()
-				if sampled.wants(i) {
-					at.realm.recent.add(at, e)
-				}
-			case events.Destroy:
-				series = Ended.series().Bit()
-				if e.Status&events.StatusSeenReply == 0 {
-					series |= Unreplied.series().Bit()
-				}
-			}
-		}
-		if series == 0 && gauge == [2]int8{} {
-			continue
-		}
-		c.flows = append(c.flows, flow{
-			src: e.Src, dst: e.Dst, at: min(e.Time+offset, stream), member: at.member, realm: at.realm.tag, dport: e.DstPort,
-			series: series, gauge: gauge, proto: e.Proto, ipv6: e.IPv6,
-		})
+	j := job{now: c.now, at: stream, offset: offset, meaning: meaningOf(live, &effect), from: len(c.briefs)}
+	c.briefs = b.AppendBriefs(c.briefs)
+	all := c.briefs[j.from:]
+	zoned := func(a, b events.Brief) int { return int(a.Zone) - int(b.Zone) }
+	if !slices.IsSortedFunc(all, zoned) {
+		slices.SortStableFunc(all, zoned)
 	}
-	// What changes for the sites that are new stands in the queue before their first flow.
-	c.jobs = append(c.jobs, job{now: c.now, at: stream, from: from, to: len(c.flows)})
+	for len(all) > 0 {
+		zone := all[0].Zone
+		n := len(all)
+		if all[n-1].Zone != zone {
+			n = slices.IndexFunc(all, func(e events.Brief) bool { return e.Zone != zone })
+		}
+		j.to = j.from + n
+		if at := c.site(f, b.Realm, zone); at == nil {
+			f.zoneEvents += uint64(n)
+		} else {
+			j.member, j.realm = at.member, at.realm.tag
+			c.hold(f, all[:n], &j.meaning)
+			if live {
+				at.realm.recent.sample(at, all[:n])
+			}
+			c.jobs = append(c.jobs, j) // behind the changes that a new site made
+		}
+		all, j.from = all[n:], j.to
+	}
 	f.epochs.dirty = f.epochs.dirty || effect.pending
+}
+
+// hold adds what events do to the number of flows that a firewall holds.
+func (c *Counter) hold(f *firewall, all []events.Brief, m *meaning) {
+	var n [kinds]int64
+	for i := range all {
+		n[kindOf(&all[i])%kinds]++
+	}
+	for k := range m {
+		f.held[0] += n[k] * int64(m[k].gauge[0])
+		f.held[1] += n[k] * int64(m[k].gauge[1])
+	}
 }
 
 // change queues a change of what a site shows.
@@ -210,4 +235,4 @@ func (c *Counter) change(s *site, slot uint8, op operation) {
 }
 
 // Queued is how many events were admitted and are not counted yet.
-func (c *Counter) Queued() int { return len(c.flows) }
+func (c *Counter) Queued() int { return len(c.briefs) }

@@ -59,8 +59,7 @@ type Counter struct {
 
 	// What was admitted and is not counted yet.
 	jobs   []job
-	flows  []flow // of all jobs
-	briefs []events.Brief
+	briefs []events.Brief // of all jobs
 	out    []Crossing
 }
 

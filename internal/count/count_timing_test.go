@@ -27,6 +27,8 @@ type mix struct {
 	source func() uint64
 	ipv6   bool
 	ends   bool
+	// apart: so many firewalls take turns, and each has a part of the sources to itself.
+	apart int
 }
 
 const loadEvents = 512
@@ -37,9 +39,14 @@ func newLoad(b testing.TB, batches int, m mix) *load {
 	l := &load{at: day, bytes: make([][]byte, batches)}
 	var w events.BatchWriter
 	for i := range batches {
+		source := m.source
+		if m.apart > 0 {
+			each := uint64(1_000_000 / m.apart)
+			source = func() uint64 { return uint64(i%m.apart)*each + m.source()%each }
+		}
 		for j := range loadEvents {
 			e := events.Event{Time: int64(j) * 19_000, Type: events.New, Proto: 6, ID: r.Uint32(), IPv6: m.ipv6}
-			e.Orig = events.Tuple{Src: events.Addr{Lo: 0xc6120000 + m.source()}, Dst: events.Addr{Lo: 0xcb007100 + r.Uint64N(200)}, SrcPort: uint16(r.Uint32()), DstPort: 443}
+			e.Orig = events.Tuple{Src: events.Addr{Lo: 0xc6120000 + source()}, Dst: events.Addr{Lo: 0xcb007100 + r.Uint64N(200)}, SrcPort: uint16(r.Uint32()), DstPort: 443}
 			if m.ipv6 {
 				e.Orig.Src.Hi, e.Orig.Dst.Hi = 0x20010db8<<32, 0x20010db8<<32
 			}
@@ -184,8 +191,12 @@ func BenchmarkApply(b *testing.B) {
 		{"zipf/rules=1/ipv6", mix{source: zipf(1_000_000), ipv6: true}, 1, one},
 		{"zipf/rules=1/match", mix{source: zipf(1_000_000)}, 1, match},
 		{"zipf/rules=1/prefix", mix{source: zipf(1_000_000)}, 1, prefix},
-		{"zipf/rules=1/firewalls=10", mix{source: zipf(1_000_000)}, 10, one},
-		{"zipf/rules=1/firewalls=100", mix{source: zipf(1_000_000)}, 100, one},
+		{"even/rules=1/apart=1", mix{source: even(1_000_000), apart: 1}, 1, one},
+		{"even/rules=1/apart=10", mix{source: even(1_000_000), apart: 10}, 10, one},
+		{"even/rules=1/apart=100", mix{source: even(1_000_000), apart: 100}, 100, one},
+		{"even/rules=1/apart=1000", mix{source: even(1_000_000), apart: 1000}, 1000, one},
+		{"zipf/rules=1/shared=2", mix{source: zipf(1_000_000)}, 2, one},
+		{"zipf/rules=1/shared=10", mix{source: zipf(1_000_000)}, 10, one},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			l := newLoad(b, 4000, c.mix)

@@ -111,15 +111,15 @@ type effect struct {
 }
 
 // deltas returns what an event does to the two numbers of its key.
-func (f *effect) deltas(e *events.Brief) (d [2]int8) {
+func (f *effect) deltas(typ events.Type, flags events.Flags) (d [2]int8) {
 	by := int8(1)
-	if e.Type == events.Destroy {
+	if typ == events.Destroy {
 		by = -1
 	}
-	if f.shown && e.Flags&f.shownFlag == 0 {
+	if f.shown && flags&f.shownFlag == 0 {
 		d[f.shownIndex] = by
 	}
-	if f.pending && e.Flags&f.pendingFlag == 0 {
+	if f.pending && flags&f.pendingFlag == 0 {
 		d[f.pendingIndex] = by
 	}
 	return d

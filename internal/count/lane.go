@@ -89,7 +89,7 @@ func (c *Counter) Run(number int) {
 			switch j.op {
 			case opCount:
 				s.table.Advance(j.now)
-				l.count(s, c.flows[j.from:j.to], i)
+				l.count(s, i)
 			case opClear:
 				s.table.Clear(j.member, j.slot)
 			case opShow:
@@ -116,49 +116,51 @@ func (c *Counter) Commit() []Crossing {
 	for n := range c.lanes {
 		c.lanes[n].crossed = c.lanes[n].crossed[:0]
 	}
-	c.jobs, c.flows = c.jobs[:0], c.flows[:0]
+	c.jobs, c.briefs = c.jobs[:0], c.briefs[:0]
 	return c.out
 }
 
-// count adds flows to a selector's table, and looks at what became hot.
-func (l *lane) count(s *selector, flows []flow, job int) {
-	l.collect(s, flows)
+// count adds a job's events to a selector's table, and looks at what became hot.
+func (l *lane) count(s *selector, number int) {
+	l.collect(s, &l.c.jobs[number])
 	l.hot = s.table.AddBatch(l.events, l.hot[:0])
 	for _, h := range l.hot {
 		e := &l.events[h.Event]
-		l.look(s, e.Key, e.Member, h, job)
+		l.look(s, e.Key, e.Member, h, number)
 	}
 }
 
-// collect makes window events of the flows that belong to the selector.
-func (l *lane) collect(s *selector, flows []flow) {
-	if cap(l.events) < len(flows) {
+// collect makes window events of those that belong to the selector.
+func (l *lane) collect(s *selector, j *job) {
+	all := l.c.briefs[j.from:j.to]
+	if cap(l.events) < len(all) {
 		l.events = make([]window.Event, 0, events.MaxBatchEvents)
 	}
-	out := l.events[:len(flows)]
+	out := l.events[:len(all)]
 	n := 0
 	v4, v6 := s.set.bits(false), s.set.bits(true)
 	matches := s.set.Match != Match{}
-	for i := range flows {
-		f := &flows[i]
+	for i := range all {
+		b := &all[i]
+		does := &j.meaning[kindOf(b)%kinds]
 		e := &out[n]
-		e.Series, e.Gauge = f.series&s.series, f.gauge
+		e.Series, e.Gauge = does.series&s.series, does.gauge
 		if !s.active {
 			e.Gauge = [2]int8{}
 		}
-		if e.Series == 0 && e.Gauge == [2]int8{} || matches && !s.set.Match.takes(f.proto, f.dport) {
+		if e.Series == 0 && e.Gauge == [2]int8{} || matches && !s.set.Match.takes(b.Proto, b.DstPort) {
 			continue
 		}
-		addr := &f.src
+		addr := &b.Src
 		if s.set.Track == ByDst {
-			addr = &f.dst
+			addr = &b.Dst
 		}
 		bits := v4
-		if f.ipv6 {
+		if b.IPv6 {
 			bits = v6
 		}
-		e.Key = maskKey(*addr, f.ipv6, bits, f.realm)
-		e.At, e.N, e.Member = f.at, 1, f.member
+		e.Key = maskKey(*addr, b.IPv6, bits, j.realm)
+		e.At, e.N, e.Member = min(b.Time+j.offset, j.at), 1, j.member
 		n++
 	}
 	l.events = out[:n]

@@ -17,20 +17,6 @@ const sampleSize = 4096
 // the same of it.
 const sampleOfBatch = 128
 
-// A sampler spreads what is taken of a batch over all of it.
-type sampler struct{ stride, next int }
-
-func newSampler(n int) sampler { return sampler{stride: max(n/sampleOfBatch, 1)} }
-
-// wants reports whether to take event i, or the first after it.
-func (s *sampler) wants(i int) bool {
-	if i < s.next {
-		return false
-	}
-	s.next = i + s.stride
-	return true
-}
-
 // ring holds a realm's latest NEW events.
 type ring struct {
 	flows []sighting
@@ -45,13 +31,25 @@ type sighting struct {
 	ipv6     bool
 }
 
-func (r *ring) add(at *site, e *events.Brief) {
-	f := sighting{at: at, src: e.Src, dst: e.Dst, dport: e.DstPort, proto: e.Proto, ipv6: e.IPv6}
+// sample takes NEW events, spread over all of a site's part of a batch.
+func (r *ring) sample(at *site, all []events.Brief) {
+	stride := max(len(all)/sampleOfBatch, 1)
+	for i := 0; i < len(all); i++ {
+		e := &all[i]
+		if e.Type != events.New {
+			continue
+		}
+		r.add(sighting{at: at, src: e.Src, dst: e.Dst, dport: e.DstPort, proto: e.Proto, ipv6: e.IPv6})
+		i += stride - 1
+	}
+}
+
+func (r *ring) add(s sighting) {
 	if len(r.flows) < sampleSize {
-		r.flows = append(r.flows, f)
+		r.flows = append(r.flows, s)
 		return
 	}
-	r.flows[r.next] = f
+	r.flows[r.next] = s
 	r.next = (r.next + 1) % sampleSize
 }
 

@@ -58,9 +58,10 @@ func (t *Table) AddBatch(events []Event, hot []Hot) []Hot {
 // fetch brings what a group of lookups will need into the cache. Each step is a loop of its own, and short, since only
 // some hundred instructions are under way at a time. What it returns means nothing; it depends on all that was read.
 func (s *store) fetch(group []lookup) (sum uint32) {
+	shards, shift := s.index.shards, 63-s.index.bits
 	for i := range group {
 		g := &group[i]
-		g.shard = s.index.shard(g.hash)
+		g.shard = &shards[g.hash>>1>>shift]
 		g.home = g.shard.home(uint64(uint32(g.hash)))
 		g.slot = 0
 		if g.home < len(g.shard.slots) {
@@ -70,10 +71,10 @@ func (s *store) fetch(group []lookup) (sum uint32) {
 	for i := range group {
 		g := &group[i]
 		if number, ok := g.candidate(); ok {
-			p := s.at(number)
-			sum += p.line().last + uint32(p.gauge().v[0])
-			if g.tails && p.tails != nil {
-				sum += p.tails[p.i][0].last
+			b, i := s.blocks[number/blockLines], number%blockLines
+			sum += b.lines[i].last + uint32(b.gauges[i].v[0])
+			if g.tails && b.tails != nil {
+				sum += b.tails[i][0].last
 			}
 		}
 	}
@@ -94,25 +95,26 @@ func (g *lookup) candidate() (number uint32, ok bool) {
 }
 
 // resolve returns the line that was looked up. The candidate may be another key's, and events before this one may have moved lines.
-func (s *store) resolve(g *lookup, k *Key, by Member) (number uint32, ok bool) {
-	if g.slot != 0 {
-		number = uint32(g.slot) - 1
-		if number < uint32(s.n) {
-			if l := s.line(number); l.is(k) && (by == anyone || l.owner == by) {
-				return number, true
-			}
+func (s *store) resolve(g *lookup, k *Key, by Member) (p place, ok bool) {
+	if number := uint32(g.slot) - 1; number < uint32(s.n) { // a slot of 0 is no line: it wraps
+		p = s.at(number)
+		if l := p.line(); l.is(k) && (by == anyone || l.owner == by) {
+			return p, true
 		}
 	}
-	return s.find(k, by, g.hash)
+	number, ok := s.find(k, by, g.hash)
+	if ok {
+		p = s.at(number)
+	}
+	return p, ok
 }
 
 // addToKey adds an event to its key. Where the key has several members its share is left to do: it is noted in t.split.
 func (t *Table) addToKey(e *Event, index int, g *lookup, hot []Hot) []Hot {
-	number, ok := t.keys.resolve(g, &e.Key, anyone)
+	p, ok := t.keys.resolve(g, &e.Key, anyone)
 	if !ok {
-		number = t.insert(&t.keys, &e.Key, e.Member, g.hash)
+		p = t.keys.at(t.insert(&t.keys, &e.Key, e.Member, g.hash))
 	}
-	p := t.keys.at(number)
 	l := p.line()
 	scope := both
 	if l.owner != e.Member {
@@ -146,14 +148,13 @@ func (t *Table) addToKey(e *Event, index int, g *lookup, hot []Hot) []Hot {
 
 // addToShare adds an event to its member's share of a key that has several.
 func (t *Table) addToShare(e *Event, index int, g *lookup, hot []Hot) []Hot {
-	number, ok := t.shares.resolve(g, &e.Key, e.Member)
+	p, ok := t.shares.resolve(g, &e.Key, e.Member)
 	if !ok {
 		if !t.announce(&e.Key) {
 			return hot // the key had to go for one that came later in the batch
 		}
-		number = t.insert(&t.shares, &e.Key, e.Member, g.hash)
+		p = t.shares.at(t.insert(&t.shares, &e.Key, e.Member, g.hash))
 	}
-	p := t.shares.at(number)
 	series := t.count(p, e, each)
 	if e.Gauge != [2]int8{} {
 		if held := t.change(p.gauge(), e); e.Gauge[t.members[e.Member].shown] > 0 && t.gaugeHot(held, each) {
