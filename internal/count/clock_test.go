@@ -18,12 +18,12 @@ type sending struct {
 	clean  bool
 }
 
-// replay counts the batches of one firewall, whose clock shows clock(t) at the
+// readings counts the batches of one firewall, whose clock shows clock(t) at the
 // true time t, and returns the value of the one source in a window of 10 s as
 // it was right after each batch, with the truth then.
 type reading struct{ at, value, truth int64 }
 
-func replay(t *testing.T, batches []sending, clock func(int64) int64) []reading {
+func readings(t *testing.T, batches []sending, clock func(int64) int64) []reading {
 	t.Helper()
 	rec := newReceiver(t, Config{})
 	slices.SortStableFunc(batches, func(a, b sending) int { return int(a.stored - b.stored) })
@@ -112,7 +112,7 @@ var day = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).UnixNano()
 
 func TestClockSteady(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	check(t, replay(t, steady(r, day, 30*time.Second), firewallClock(day)), noLag, 2*transport)
+	check(t, readings(t, steady(r, day, 30*time.Second), firewallClock(day)), noLag, 2*transport)
 }
 
 // TestClockOutage: for 5 s there is no bus; the batches wait in the producer's
@@ -131,7 +131,7 @@ func TestClockOutage(t *testing.T) {
 			b.stored = b.sent + transport + n*20_000
 		}
 	}
-	check(t, replay(t, batches, firewallClock(day)), arriving(up, int64(5*time.Second)), 2*transport)
+	check(t, readings(t, batches, firewallClock(day)), arriving(up, int64(5*time.Second)), 2*transport)
 }
 
 // arriving allows what is being flushed in the second after up to be missing.
@@ -164,7 +164,7 @@ func TestClockServerPaused(t *testing.T) {
 				b.stored = cont + n*30_000
 			}
 		}
-		check(t, replay(t, batches, firewallClock(day)), arriving(cont, int64(5*time.Second)), 2*transport)
+		check(t, readings(t, batches, firewallClock(day)), arriving(cont, int64(5*time.Second)), 2*transport)
 	}
 }
 
@@ -181,7 +181,7 @@ func TestClockGuestPaused(t *testing.T) {
 		}
 		return firewallClock(day)(at)
 	}
-	readings := replay(t, batches, clock)
+	readings := readings(t, batches, clock)
 	misplaced := int64(cleanBatches) * linger
 	check(t, readings, noLag, 2*transport+misplaced)
 	// And it does not bend the counts for the rest of the run.
@@ -195,7 +195,7 @@ func TestClockDrift(t *testing.T) {
 	for _, ppm := range []int64{200, -200} {
 		r := rand.New(rand.NewPCG(1, 5))
 		clock := func(at int64) int64 { return firewallClock(day)(at + (at-day)*ppm/1e6) }
-		readings := replay(t, steady(r, day, 3*time.Minute), clock)
+		readings := readings(t, steady(r, day, 3*time.Minute), clock)
 		// Over the eight batches that set the clock it drifts by 16 µs.
 		check(t, readings, noLag, 3*transport)
 	}

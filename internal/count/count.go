@@ -48,6 +48,7 @@ type Counter struct {
 	bySet        map[Set]*selector
 
 	firewalls map[string]*firewall
+	heard     []*firewall // the same, in the order in which they were first heard
 	realms    map[string]*realm
 	sites     []*site         // by their number as members of the tables; nil where a number is leaving or free
 	leaving   []window.Member // their site is gone, not yet their keys
@@ -156,7 +157,7 @@ func (c *Counter) Now() int64 { return c.now }
 func (c *Counter) Advance(now int64) []Crossing {
 	c.now = max(c.now, now)
 	c.jobs = append(c.jobs, job{now: c.now, at: c.now})
-	for _, f := range c.firewalls {
+	for _, f := range c.heard {
 		c.settle(f, c.now)
 	}
 	out := c.finish()

@@ -200,7 +200,7 @@ func (c *Counter) clearPending(f *firewall) {
 	if !s.dirty {
 		return
 	}
-	for _, at := range f.sites {
+	for _, at := range f.inTurn {
 		c.change(at, 1-s.slot, opClear)
 	}
 	f.held[1-s.slot], s.dirty = 0, false
@@ -214,7 +214,7 @@ func (c *Counter) settle(f *firewall, at int64) {
 		return
 	}
 	old, now := s.slot, 1-s.slot
-	for _, one := range f.sites {
+	for _, one := range f.inTurn {
 		c.jobs = append(c.jobs, job{now: c.now, at: at, op: opShow, member: one.member, slot: now})
 		c.change(one, old, opClear)
 	}

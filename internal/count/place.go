@@ -21,6 +21,7 @@ type realm struct {
 // A site is one firewall within one realm: what the window tables call a member.
 type site struct {
 	Place
+	zone   zone
 	realm  *realm
 	fw     *firewall
 	member window.Member
@@ -37,6 +38,7 @@ type firewall struct {
 	nboots uint32
 	newest *boot
 	sites  map[zone]*site
+	inTurn []*site // the same, in the order in which they were first heard of
 	epochs epochs
 	held   [2]int64 // flows in each of the gauges' two sets
 
@@ -79,6 +81,7 @@ func (c *Counter) sender(name string) (*firewall, error) {
 	}
 	f := &firewall{name: name, sites: map[zone]*site{}}
 	c.firewalls[name] = f
+	c.heard = append(c.heard, f)
 	return f, nil
 }
 
@@ -130,14 +133,14 @@ func (c *Counter) site(f *firewall, realmName string, id uint16) *site {
 	if r == nil {
 		return nil
 	}
-	s := &site{Place: Place{Realm: r.name, Firewall: f.name}, realm: r, fw: f, member: window.Member(len(c.sites))}
+	s := &site{Place: Place{Realm: r.name, Firewall: f.name}, zone: at, realm: r, fw: f, member: window.Member(len(c.sites))}
 	if last := len(c.free) - 1; last >= 0 {
 		s.member, c.free = c.free[last], c.free[:last]
 	} else {
 		c.sites = append(c.sites, nil)
 	}
 	c.sites[s.member] = s
-	f.sites[at] = s
+	f.sites[at], f.inTurn = s, append(f.inTurn, s)
 	r.sites[f.name] = s
 	for _, sel := range c.bySet {
 		sel.table.Join(s.member)
@@ -165,10 +168,11 @@ func (c *Counter) realm(name string) *realm {
 }
 
 // dropSite takes a site out of its realm: what it holds leaves the sum. Its number is free when its keys have expired.
-func (c *Counter) dropSite(at zone, s *site) {
+func (c *Counter) dropSite(s *site) {
 	c.change(s, s.fw.epochs.slot, opClear)
 	c.change(s, 1-s.fw.epochs.slot, opClear)
-	delete(s.fw.sites, at)
+	delete(s.fw.sites, s.zone)
+	s.fw.inTurn = slices.DeleteFunc(s.fw.inTurn, func(o *site) bool { return o == s })
 	delete(s.realm.sites, s.Firewall)
 	c.sites[s.member] = nil
 	c.leaving = append(c.leaving, s.member)
@@ -177,15 +181,16 @@ func (c *Counter) dropSite(at zone, s *site) {
 
 // Forget drops a firewall and all it contributed: its active flows leave the
 // fleet's sum at once, its events leave the fleet's windows as they expire. Nothing admitted may be left to count.
-func (c *Counter) Forget(firewall string) {
-	f := c.firewalls[firewall]
+func (c *Counter) Forget(name string) {
+	f := c.firewalls[name]
 	if f == nil {
 		return
 	}
-	for at, s := range f.sites {
-		c.dropSite(at, s)
+	for _, s := range slices.Clone(f.inTurn) {
+		c.dropSite(s)
 	}
-	delete(c.firewalls, firewall)
+	delete(c.firewalls, name)
+	c.heard = slices.DeleteFunc(c.heard, func(o *firewall) bool { return o == f })
 	c.finish()
 }
 
@@ -198,10 +203,10 @@ func (c *Counter) reclaim() {
 		return
 	}
 	c.reclaimed = c.now
-	for _, f := range c.firewalls {
-		for at, s := range f.sites {
-			if (at.id != 0 || at.realm != f.realm) && c.lines(s.member) == 0 {
-				c.dropSite(at, s)
+	for _, f := range c.heard {
+		for _, s := range slices.Clone(f.inTurn) {
+			if (s.zone.id != 0 || s.zone.realm != f.realm) && c.lines(s.member) == 0 {
+				c.dropSite(s)
 			}
 		}
 	}

@@ -60,6 +60,22 @@ func newSimulated(t *testing.T, r *rand.Rand, name, realm string, start int64) *
 	return s
 }
 
+// reboot restarts the firewall: its table is gone and nobody announces it, its clock begins anew.
+func (s *simulated) reboot() {
+	s.table, s.ids = map[uint32]events.Event{}, nil
+	s.restart()
+	s.origin = s.now
+	s.offsets[s.boot] = s.origin + s.delay
+}
+
+// pause stops the guest and its clock, and not the time.
+func (s *simulated) pause(d int64) {
+	s.send()
+	s.now += d
+	s.origin += d
+	s.offsets[s.boot] += d
+}
+
 // restart begins a new run of the producer: what it had not sent is gone.
 func (s *simulated) restart() {
 	binary.BigEndian.PutUint64(s.boot[:], s.r.Uint64())
@@ -216,18 +232,23 @@ type receiver struct {
 
 func (r *receiver) deliver(m message) []Crossing {
 	r.t.Helper()
+	r.admit(m)
+	return r.c.finish()
+}
+
+// admit decodes and admits a message.
+func (r *receiver) admit(m message) {
+	r.t.Helper()
 	if err := r.dec.Decode(m.data, &r.b); err != nil {
 		r.t.Fatal(err)
 	}
-	apply := r.c.Apply
+	admit := r.c.Admit
 	if m.snapshot {
-		apply = r.c.ApplySnapshot
+		admit = r.c.AdmitSnapshot
 	}
-	hot, err := apply(m.firewall, &r.b, m.stream)
-	if err != nil {
+	if err := admit(m.firewall, &r.b, m.stream); err != nil {
 		r.t.Fatal(err)
 	}
-	return hot
 }
 
 var windows = []time.Duration{time.Second, 3 * time.Second, 10 * time.Second}
