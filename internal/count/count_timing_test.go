@@ -1,93 +1,73 @@
 package count
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/synth"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// load makes batches of 512 events as a firewall under load sends them, from many sources to few destinations.
+// load is an endless stream of batches of 512 events, from many sources to few destinations.
 type load struct {
-	bytes [][]byte
-	base  int // offset of the field of the same name
-	seq   uint64
-	at    int64
+	loop  *synth.Loop
+	gap   time.Duration // between batches
 	dec   events.Decoder
 	batch events.Batch
 }
 
-// mix is what the events of a load are: with both, half of them NEW and half DESTROY.
+const loadEvents = 512
+
+// mix is what a load is made of.
 type mix struct {
-	source func() uint64
-	ipv6   bool
-	ends   bool
-	// apart: so many firewalls take turns, and each has a part of the sources to itself.
+	sources *synth.Draw
+	ipv6    bool
+	ends    bool // flows end: half the events are DESTROY
+	// apart: so many firewalls take turns, and each has a part of the sources to itself; 0: one firewall.
 	apart int
 }
 
-const loadEvents = 512
-
-func newLoad(b testing.TB, batches int, m mix) *load {
-	b.Helper()
-	r := rand.New(rand.NewPCG(7, 7))
-	l := &load{at: day, bytes: make([][]byte, batches)}
-	var w events.BatchWriter
-	for i := range batches {
-		source := m.source
-		if m.apart > 0 {
-			each := uint64(1_000_000 / m.apart)
-			source = func() uint64 { return uint64(i%m.apart)*each + m.source()%each }
-		}
-		for j := range loadEvents {
-			e := events.Event{Time: int64(j) * 19_000, Type: events.New, Proto: 6, ID: r.Uint32(), IPv6: m.ipv6}
-			e.Orig = events.Tuple{Src: events.Addr{Lo: 0xc6120000 + source()}, Dst: events.Addr{Lo: 0xcb007100 + r.Uint64N(200)}, SrcPort: uint16(r.Uint32()), DstPort: 443}
-			if m.ipv6 {
-				e.Orig.Src.Hi, e.Orig.Dst.Hi = 0x20010db8<<32, 0x20010db8<<32
-			}
-			if m.ends && j%2 == 1 {
-				e.Type = events.Destroy
-				if j%4 != 1 {
-					e.Status = events.StatusSeenReply
-				}
-			}
-			if err := w.Append(&e); err != nil {
-				b.Fatal(err)
-			}
-		}
-		data, err := w.Encode(&events.Header{Firewall: "fw-a", Realm: "default", Epoch: 1, Clean: true})
-		if err != nil {
-			b.Fatal(err)
-		}
-		l.bytes[i] = bytes.Clone(data)
-		l.base = bytes.Index(data, []byte("base")) + len("base") + 1
-	}
-	return l
-}
-
-// next returns a batch as if it were sent now, and how long after the last.
-func (l *load) next(b testing.TB, gap time.Duration) (*events.Batch, int64) {
-	data := l.bytes[l.seq%uint64(len(l.bytes))]
-	l.seq++
-	l.at += int64(gap)
-	events.Stamp{Sent: l.at, Clean: true, Seq: l.seq, Total: l.seq * loadEvents}.Apply(data)
-	binary.BigEndian.PutUint64(data[l.base:], uint64(l.at-10e6))
-	if err := l.dec.Decode(data, &l.batch); err != nil {
-		b.Fatal(err)
-	}
-	return &l.batch, l.at
-}
-
-func loadedCounter(tb testing.TB, l *load, firewalls int, cfg Config) (*Counter, []string) {
+func newLoad(tb testing.TB, batches int, gap time.Duration, m mix) *load {
 	tb.Helper()
-	if cfg.Windows == nil {
-		cfg.Windows = []time.Duration{10 * time.Second, 60 * time.Second}
+	const sources = 1_000_000
+	var loads []*synth.Load
+	for i := range max(m.apart, 1) {
+		cfg := synth.Config{Firewall: "fw-a", Realm: "default", Sources: m.sources.Share(uint64(i)), Destinations: synth.Even(200, uint64(i)), IPv6: m.ipv6}
+		if m.apart > 0 {
+			cfg.Count = uint32(sources / m.apart)
+			cfg.First = uint32(i) * cfg.Count
+		}
+		if m.ends {
+			cfg.Open = 20_000
+		}
+		loads = append(loads, synth.NewLoad(cfg))
 	}
+	loop, err := synth.NewLoop(loads, batches, loadEvents, day, 10e6)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &load{loop: loop, gap: gap}
+}
+
+// apply decodes the next batch and counts it, as of the firewall whose it is or, where all is one firewall's, of each in turn.
+func (l *load) apply(tb testing.TB, c *Counter, firewalls []string, turn int) {
+	data, load, at := l.loop.Next(int64(l.gap))
+	if err := l.dec.Decode(data, &l.batch); err != nil {
+		tb.Fatal(err)
+	}
+	name := firewalls[load]
+	if turn >= 0 {
+		name = firewalls[turn%len(firewalls)]
+	}
+	if _, err := c.Apply(name, &l.batch, at); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func loadedCounter(tb testing.TB, l *load, firewalls int, shared bool, cfg Config) (c *Counter, step func()) {
+	tb.Helper()
 	c, err := New(cfg)
 	if err != nil {
 		tb.Fatal(err)
@@ -100,20 +80,17 @@ func loadedCounter(tb testing.TB, l *load, firewalls int, cfg Config) (*Counter,
 			tb.Fatal(err)
 		}
 	}
-	for i := range max(2*len(l.bytes), 2*firewalls) {
-		apply(tb, c, l, names[i%firewalls])
+	turn := -1
+	step = func() {
+		if shared {
+			turn++
+		}
+		l.apply(tb, c, names, turn)
 	}
-	return c, names
-}
-
-// loadGap between batches of 512: 4 M events/s.
-const loadGap = 128 * time.Microsecond
-
-func apply(tb testing.TB, c *Counter, l *load, firewall string) {
-	b, stream := l.next(tb, loadGap)
-	if _, err := c.Apply(firewall, b, stream); err != nil {
-		tb.Fatal(err)
+	for range max(2*l.loop.Len(), 2*firewalls) {
+		step()
 	}
+	return c, step
 }
 
 // raceEnabled is set by race_test.go.
@@ -125,7 +102,6 @@ func TestApplyDoesNotAllocate(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	r := rand.New(rand.NewPCG(1, 1))
 	for name, c := range map[string]struct {
 		ipv6   bool
 		levels []Level
@@ -134,35 +110,19 @@ func TestApplyDoesNotAllocate(t *testing.T) {
 		"IPv6":           {ipv6: true},
 		"over its level": {levels: []Level{{Set{Track: ByDst}, Fleet, time.Second, 10}, {Set{Track: ByDst, Metric: Active}, Firewall, 0, 1}}},
 	} {
-		l := newLoad(t, 40, mix{source: func() uint64 { return r.Uint64N(500) }, ipv6: c.ipv6, ends: true})
-		counter, names := loadedCounter(t, l, 2, Config{Windows: []time.Duration{time.Second, 3 * time.Second}, Levels: c.levels})
-		apply := func(tb testing.TB, c *Counter, l *load, firewall string) {
-			b, stream := l.next(tb, 10*time.Millisecond)
-			if _, err := c.Apply(firewall, b, stream); err != nil {
-				tb.Fatal(err)
-			}
+		l := newLoad(t, 40, 10*time.Millisecond, mix{sources: synth.Even(500, 1), ipv6: c.ipv6, ends: true})
+		_, step := loadedCounter(t, l, 2, true, Config{Windows: []time.Duration{time.Second, 3 * time.Second}, Levels: c.levels})
+		for range 2000 { // until every window has filled and every history has its size
+			step()
 		}
-		for i := range 2000 { // until every window has filled and every history has its size
-			apply(t, counter, l, names[i%2])
-		}
-		i := 0
-		if n := testing.AllocsPerRun(400, func() {
-			apply(t, counter, l, names[i%2])
-			i++
-		}); n > 0 {
+		if n := testing.AllocsPerRun(400, step); n > 0 {
 			t.Errorf("%s: %v allocations for a batch of 512 events", name, n)
 		}
 	}
 }
 
-func even(keys uint64) func() uint64 {
-	r := rand.New(rand.NewPCG(3, 3))
-	return func() uint64 { return r.Uint64N(keys) }
-}
-
-func zipf(keys uint64) func() uint64 {
-	return rand.NewZipf(rand.New(rand.NewPCG(3, 3)), 1.2, 1, keys-1).Uint64
-}
+// loadGap between batches of 512: 4 M events/s.
+const loadGap = 128 * time.Microsecond
 
 // BenchmarkApply decodes and counts batches by source and destination, on the
 // firewall and in the fleet, with active: everything that is always kept.
@@ -176,36 +136,35 @@ func BenchmarkApply(b *testing.B) {
 	rules := Config{Windows: windows, Levels: eight}
 	match := Config{Windows: one.Windows, Levels: []Level{eight[3], {Set{Match: MatchProtocol(6, 443)}, Fleet, 10 * time.Second, 1_000_000_000}}}
 	prefix := Config{Windows: one.Windows, Levels: []Level{eight[3], {Set{IPv4Bits: 24}, Fleet, 10 * time.Second, 1_000_000_000}}}
+	even, zipf := synth.Even(1_000_000, 3), synth.Zipf(1_000_000, 3)
 	for _, c := range []struct {
-		name      string
-		mix       mix
-		firewalls int
-		cfg       Config
+		name   string
+		mix    mix
+		shared int // firewalls that all see the same addresses
+		cfg    Config
 	}{
-		{"even/rules=8", mix{source: even(1_000_000)}, 1, rules},
-		{"zipf/rules=8", mix{source: zipf(1_000_000)}, 1, rules},
-		{"even/rules=8/ends", mix{source: even(1_000_000), ends: true}, 1, rules},
-		{"zipf/rules=8/ends", mix{source: zipf(1_000_000), ends: true}, 1, rules},
-		{"even/rules=1", mix{source: even(1_000_000)}, 1, one},
-		{"zipf/rules=1", mix{source: zipf(1_000_000)}, 1, one},
-		{"zipf/rules=1/ipv6", mix{source: zipf(1_000_000), ipv6: true}, 1, one},
-		{"zipf/rules=1/match", mix{source: zipf(1_000_000)}, 1, match},
-		{"zipf/rules=1/prefix", mix{source: zipf(1_000_000)}, 1, prefix},
-		{"even/rules=1/apart=1", mix{source: even(1_000_000), apart: 1}, 1, one},
-		{"even/rules=1/apart=10", mix{source: even(1_000_000), apart: 10}, 10, one},
-		{"even/rules=1/apart=100", mix{source: even(1_000_000), apart: 100}, 100, one},
-		{"even/rules=1/apart=1000", mix{source: even(1_000_000), apart: 1000}, 1000, one},
-		{"zipf/rules=1/shared=2", mix{source: zipf(1_000_000)}, 2, one},
-		{"zipf/rules=1/shared=10", mix{source: zipf(1_000_000)}, 10, one},
+		{"even/rules=8", mix{sources: even}, 1, rules},
+		{"zipf/rules=8", mix{sources: zipf}, 1, rules},
+		{"even/rules=8/ends", mix{sources: even, ends: true}, 1, rules},
+		{"zipf/rules=8/ends", mix{sources: zipf, ends: true}, 1, rules},
+		{"even/rules=1", mix{sources: even}, 1, one},
+		{"zipf/rules=1", mix{sources: zipf}, 1, one},
+		{"zipf/rules=1/ipv6", mix{sources: zipf, ipv6: true}, 1, one},
+		{"zipf/rules=1/match", mix{sources: zipf}, 1, match},
+		{"zipf/rules=1/prefix", mix{sources: zipf}, 1, prefix},
+		{"even/rules=1/apart=1", mix{sources: even, apart: 1}, 0, one},
+		{"even/rules=1/apart=10", mix{sources: even, apart: 10}, 0, one},
+		{"even/rules=1/apart=100", mix{sources: even, apart: 100}, 0, one},
+		{"even/rules=1/apart=1000", mix{sources: even, apart: 1000}, 0, one},
+		{"zipf/rules=1/shared=2", mix{sources: zipf}, 2, one},
+		{"zipf/rules=1/shared=10", mix{sources: zipf}, 10, one},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			l := newLoad(b, 4000, c.mix)
-			counter, names := loadedCounter(b, l, c.firewalls, c.cfg)
+			l := newLoad(b, 8192, loadGap, c.mix)
+			counter, step := loadedCounter(b, l, max(c.mix.apart, c.shared), c.shared > 0, c.cfg)
 			b.ReportAllocs()
-			i := 0
 			for b.Loop() {
-				apply(b, counter, l, names[i%len(names)])
-				i++
+				step()
 			}
 			b.ReportMetric(float64(b.N*loadEvents)/b.Elapsed().Seconds()/1e6, "Mevents/s")
 			s := counter.Stats()
@@ -218,20 +177,20 @@ func BenchmarkApply(b *testing.B) {
 // windows, duplicates, epochs or bounds; by source and destination, on the
 // firewall and in the fleet.
 func BenchmarkGoMap(b *testing.B) {
-	for _, c := range []struct {
-		name   string
-		source func(uint64) func() uint64
-	}{{"even", even}, {"zipf", zipf}} {
-		b.Run(c.name, func(b *testing.B) {
-			l := newLoad(b, 2000, mix{source: c.source(1_000_000), ends: true})
+	for name, sources := range map[string]*synth.Draw{"even": synth.Even(1_000_000, 3), "zipf": synth.Zipf(1_000_000, 3)} {
+		b.Run(name, func(b *testing.B) {
+			l := newLoad(b, 8192, loadGap, mix{sources: sources})
 			var maps [4]map[netip.Addr]uint64
 			for i := range maps {
 				maps[i] = map[netip.Addr]uint64{}
 			}
 			var e events.Event
 			count := func() {
-				batch, _ := l.next(b, loadGap)
-				for r := batch.Events(); r.Next(&e); {
+				data, _, _ := l.loop.Next(int64(loadGap))
+				if err := l.dec.Decode(data, &l.batch); err != nil {
+					b.Fatal(err)
+				}
+				for r := l.batch.Events(); r.Next(&e); {
 					src, dst := e.Src(), e.Dst()
 					maps[0][src]++
 					maps[1][dst]++
@@ -239,7 +198,7 @@ func BenchmarkGoMap(b *testing.B) {
 					maps[3][dst]++
 				}
 			}
-			for range 4000 {
+			for range 8192 {
 				count()
 			}
 			b.ReportAllocs()
