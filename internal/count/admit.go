@@ -191,9 +191,8 @@ func (c *Counter) queue(f *firewall, b *events.Batch, offset, stream int64, effe
 	j := job{now: c.now, at: stream, offset: offset, meaning: meaningOf(live, &effect), from: len(c.briefs)}
 	c.briefs = b.AppendBriefs(c.briefs)
 	all := c.briefs[j.from:]
-	zoned := func(a, b events.Brief) int { return int(a.Zone) - int(b.Zone) }
-	if !slices.IsSortedFunc(all, zoned) {
-		slices.SortStableFunc(all, zoned)
+	if b.HasZones() {
+		slices.SortStableFunc(all, func(a, b events.Brief) int { return int(a.Zone) - int(b.Zone) })
 	}
 	for len(all) > 0 {
 		zone := all[0].Zone

@@ -83,38 +83,40 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestEvictSmallest: when no key is small, the lightest go; what a key holds is weight too.
+// TestEvictSmallest: when no key is small, the lightest go. What a key holds is weight too, and so are the events of the second series.
 func TestEvictSmallest(t *testing.T) {
 	const maxKeys = 4000
 	w := time.Minute
-	for _, held := range []bool{false, true} {
+	for name, weigh := range map[string]func(*Table, Key, int64, int){
+		"first series":  func(t *Table, k Key, now int64, n int) { t.plain(k, now, uint32(n)) },
+		"second series": func(t *Table, k Key, now int64, n int) { t.AddBatch([]Event{{Key: k, At: now, N: uint32(n), Series: 2}}, nil) },
+		"gauge": func(t *Table, k Key, now int64, n int) {
+			for ; n > 0; n -= 100 {
+				t.AddBatch([]Event{{Key: k, At: now, Gauge: [2]int8{int8(min(n, 100)), 0}}}, nil)
+			}
+		},
+	} {
 		table := newTable(t, Config{Windows: []time.Duration{w}, MaxKeys: maxKeys})
 		now := int64(1e18)
 		table.Advance(now)
 		for i := range maxKeys {
-			if !held {
-				table.plain(Key{Lo: uint64(i)}, now, uint32(10+i))
-				continue
-			}
-			for n := 10 + i; n > 0; n -= 100 {
-				table.AddBatch([]Event{{Key: Key{Lo: uint64(i)}, At: now, Gauge: [2]int8{int8(min(n, 100)), 0}}}, nil)
-			}
+			weigh(table, Key{Lo: uint64(i)}, now, 10+i)
 		}
 		for i := range 400 {
 			table.plain(Key{Hi: 1, Lo: uint64(i)}, now, 5)
 		}
-		gone := 0
+		gone, q := 0, table.At(w, now)
 		for i := range maxKeys {
 			k := Key{Lo: uint64(i)}
-			if table.Count(k, 0, table.At(w, now)) == 0 && table.Gauge(k) == 0 {
+			if table.Count(k, 0, q)+table.Count(k, 1, q) == 0 && table.Gauge(k) == 0 {
 				gone++
 				if i > maxKeys/lightShare+maxKeys/100 {
-					t.Errorf("key of weight %d evicted", 10+i)
+					t.Errorf("%s: key of weight %d evicted", name, 10+i)
 				}
 			}
 		}
 		if got := table.Stats().Evicted; int(got) < gone || got != 400 {
-			t.Errorf("%d evicted, %d of the first gone, want 400 evicted", got, gone)
+			t.Errorf("%s: %d evicted, %d of the first gone, want 400 evicted", name, got, gone)
 		}
 	}
 }

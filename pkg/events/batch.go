@@ -179,6 +179,9 @@ func (r *Reader) Next(e *Event) bool {
 	return true
 }
 
+// HasZones reports whether any event is in a zone other than 0.
+func (b *Batch) HasZones() bool { return len(b.zones) > 0 }
+
 // Brief is what counting needs of an event: who, when, and what it changes.
 type Brief struct {
 	Src, Dst Addr // of the original direction
