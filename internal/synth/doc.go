@@ -5,4 +5,5 @@
 //	draw.go    which address is next: evenly, or a few of them mostly
 //	load.go    flows that begin and end, as batches
 //	loop.go    batches made in advance, to be sent again as if they were new
+//	fleet.go   many firewalls on a real bus
 package synth
