@@ -21,8 +21,10 @@ const (
 	maxPause = 5 * time.Second
 	// flowBytes is what one flow takes in a snapshot, roughly.
 	flowBytes = 26
-	// paceInterval is how often the pace is announced, for producers that come.
+	// paceInterval is how often the pace is announced, for producers that come;
+	// paceLook how often whether it has to be another.
 	paceInterval = 5 * time.Second
+	paceLook     = 200 * time.Millisecond
 	// fleetMessages is how many messages a second all firewalls together may
 	// send: a server was healthy at twice as many.
 	fleetMessages = 10_000
@@ -32,7 +34,8 @@ const (
 func (a *Aggregator) upkeepLoop(ctx context.Context) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	var paced, next time.Time
+	var looked, paced, next time.Time
+	var said uint32
 	for {
 		select {
 		case <-ctx.Done():
@@ -41,9 +44,15 @@ func (a *Aggregator) upkeepLoop(ctx context.Context) error {
 			if !a.ready.Load() || a.conn.Connected() != nil {
 				continue
 			}
-			if now.Sub(paced) >= paceInterval {
-				paced = now
-				a.sendPace()
+			if now.Sub(looked) >= paceLook {
+				looked = now
+				// A fleet that comes all at once needs it at once.
+				if pace := a.pace(now); pace.LingerMS != said || now.Sub(paced) >= paceInterval {
+					paced, said = now, pace.LingerMS
+					if err := a.conn.Send(events.SubjectPace, pace); err != nil {
+						a.log.Debug("cannot announce the pace", "error", err)
+					}
+				}
 			}
 			if now.Before(next) {
 				continue
@@ -91,22 +100,18 @@ func (a *Aggregator) askResync(ctx context.Context, name string) bool {
 	return r.Accepted
 }
 
-// sendPace tells producers how long to linger so that the fleet stays under
+// pace is how long producers shall linger so that the fleet stays under
 // fleetMessages.
-func (a *Aggregator) sendPace() {
-	now := time.Now()
+func (a *Aggregator) pace(now time.Time) *events.Pace {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	fleet := 0
 	for _, f := range a.fleet {
 		if f.state(now) == events.StateFresh {
 			fleet++
 		}
 	}
-	a.mu.Unlock()
-	linger := min(fleet*1000/fleetMessages, events.MaxLingerMS)
-	if err := a.conn.Send(events.SubjectPace, &events.Pace{LingerMS: uint32(linger), Fleet: uint32(fleet)}); err != nil {
-		a.log.Debug("cannot announce the pace", "error", err)
-	}
+	return &events.Pace{LingerMS: uint32(min(fleet*1000/fleetMessages, events.MaxLingerMS)), Fleet: uint32(fleet)}
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
