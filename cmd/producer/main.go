@@ -37,6 +37,7 @@ func main() {
 		}
 		return
 	}
+	producer.Alone()
 	log := f.Daemon.Logger(os.Stderr)
 	os.Exit(daemon.Run(log, func(ctx context.Context) error {
 		listener, err := daemon.Listen(f.Daemon.MetricsListen)

@@ -36,6 +36,7 @@ type Config struct {
 	Name     string  // firewall or host, for the server's connection list
 	Server   *Server // connect inside the process instead of by URL
 	Patient  bool    // daemons: keep trying when the server is not there yet
+	Direct   bool    // write each message at once: for whoever sends few and large ones, see quiet.go
 	Log      *slog.Logger
 	OnChange func(connected bool) // called on every loss and return of the connection
 }
@@ -48,10 +49,6 @@ type Conn struct {
 
 	throttle daemon.Throttle // of what anybody on the bus can make us log
 }
-
-// ackTimeout is how long an acknowledgement may take before the message is
-// sent again.
-const ackTimeout = 5 * time.Second
 
 // Connect connects. With Patient it returns at once and keeps trying, else it
 // returns an error that names the server when none answers.
@@ -119,6 +116,11 @@ func Connect(cfg Config) (*Conn, error) {
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
+	if cfg.Direct && cfg.Server == nil {
+		// The library writes when it has gathered this much, or else wakes a
+		// goroutine that does.
+		opts = append(opts, nats.SetCustomDialer(newQuietDialer()), nats.WriteBufferSize(1))
+	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {
 		// The parser of URLs quotes all of what it could not read.
@@ -134,7 +136,7 @@ func Connect(cfg Config) (*Conn, error) {
 	if cfg.Patient && !nc.IsConnected() {
 		log.Warn("NATS is unreachable, retrying", "server", server(""))
 	}
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(ackTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(AckTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)

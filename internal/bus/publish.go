@@ -2,9 +2,11 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -13,8 +15,14 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// MaxInFlight is how many messages one publisher may have un-acknowledged.
-const MaxInFlight = 256
+const (
+	// MaxInFlight is how many messages one publisher may have un-acknowledged.
+	MaxInFlight = 256
+
+	// AckTimeout is how long an acknowledgement may take before the message is
+	// sent again.
+	AckTimeout = 5 * time.Second
+)
 
 // apiMessageTooLarge is JetStream's error for a message over the stream's
 // limit: sending it again cannot help.
@@ -28,78 +36,104 @@ type Result struct {
 	Permanent bool
 }
 
-// Publisher publishes to one stream and reports each acknowledgement. Order is
-// not kept across a reconnect.
+// Publisher publishes to one stream. Whoever uses it collects the answers and
+// keeps what has none: there is neither a goroutine, nor a timer, nor a list of
+// what is in flight in here. Per message nats.go's own asynchronous publisher
+// wakes two goroutines and allocates 40 times; this one wakes none but the
+// caller's. Publish and Result are for one goroutine.
+//
+// An answer may never come, when a connection breaks (see Away) or a server
+// forgets. Order is not kept across a reconnect.
 type Publisher struct {
-	js      jetstream.JetStream
-	nc      *nats.Conn
-	subject string
-	results chan Result
+	nc   *nats.Conn
+	sub  *nats.Subscription
+	acks chan *nats.Msg
+	away chan nats.Status
 
-	mu     sync.Mutex
-	tokens map[*nats.Msg]uint64
+	msg   nats.Msg // reused, with its header
+	inbox string   // subject of answers, up to the token
+	reply []byte   // reused
 }
 
-// NewPublisher returns a publisher for one subject.
+// NewPublisher returns a publisher for one subject. Close it after use.
 func (c *Conn) NewPublisher(subject string) (*Publisher, error) {
+	inbox := c.NC.NewInbox()
 	p := &Publisher{
-		nc: c.NC, subject: subject,
+		nc: c.NC,
 		// At most MaxInFlight attempts are the caller's; as many again may be
 		// left from before a reconnect.
-		results: make(chan Result, 4*MaxInFlight),
-		tokens:  map[*nats.Msg]uint64{},
+		acks:  make(chan *nats.Msg, 4*MaxInFlight),
+		inbox: inbox + ".",
+		msg:   nats.Msg{Subject: subject, Header: nats.Header{nats.MsgIdHdr: {""}}},
 	}
-	js, err := jetstream.New(c.NC,
-		jetstream.WithPublishAsyncTimeout(ackTimeout),
-		jetstream.WithPublishAsyncMaxPending(4*MaxInFlight),
-		jetstream.WithPublishAsyncAckHandler(func(_ jetstream.JetStream, m *nats.Msg, _ *jetstream.PubAck) { p.done(m, nil) }),
-		jetstream.WithPublishAsyncErrHandler(func(_ jetstream.JetStream, m *nats.Msg, err error) { p.done(m, err) }),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("open JetStream: %w", err)
+	var err error
+	if p.sub, err = c.NC.ChanSubscribe(inbox+".*", p.acks); err != nil {
+		return nil, fmt.Errorf("publish to %s: subscribe to answers: %w", subject, err)
 	}
-	p.js = js
+	p.away = c.NC.StatusChanged(nats.RECONNECTING)
 	return p, nil
 }
 
+// Close forgets the answers that have not come.
+func (p *Publisher) Close() {
+	p.nc.RemoveStatusListener(p.away)
+	_ = p.sub.Unsubscribe() // fails without a connection, where there is nothing to end
+}
+
 // Publish sends data under a message id, by which the server drops
-// repetitions. data must stay as it is until its result has come. token comes
-// back in the result. An error means that nothing was sent.
+// repetitions. token comes back in the result. An error means that the message
+// has to be sent again, or with [ErrPermanent] that this cannot help.
 func (p *Publisher) Publish(token uint64, id string, data []byte) error {
-	m := &nats.Msg{Subject: p.subject, Data: data, Header: nats.Header{nats.MsgIdHdr: {id}}}
-	p.mu.Lock()
-	p.tokens[m] = token
-	p.mu.Unlock()
-	// No retries inside the library: it would send our buffer again after we
-	// have given it another content.
-	_, err := p.js.PublishMsgAsync(m, jetstream.WithRetryAttempts(0), jetstream.WithStallWait(time.Second))
-	if err != nil {
-		p.mu.Lock()
-		delete(p.tokens, m)
-		p.mu.Unlock()
-		return fmt.Errorf("publish to %s: %w", p.subject, err)
+	p.reply = strconv.AppendUint(append(p.reply[:0], p.inbox...), token, 36)
+	p.msg.Reply = string(p.reply)
+	p.msg.Header[nats.MsgIdHdr][0] = id
+	p.msg.Data = data
+	err := p.nc.PublishMsg(&p.msg)
+	p.msg.Data = nil
+	if err == nil {
+		return nil
 	}
-	return nil
+	if permanent(err) {
+		err = fmt.Errorf("%w: %w", ErrPermanent, err)
+	}
+	return fmt.Errorf("publish to %s: %w", p.msg.Subject, err)
 }
 
-// Results delivers the outcome of each Publish that returned nil.
-func (p *Publisher) Results() <-chan Result { return p.results }
+// Acks delivers the answers, which Result reads.
+func (p *Publisher) Acks() <-chan *nats.Msg { return p.acks }
 
-func (p *Publisher) done(m *nats.Msg, err error) {
-	p.mu.Lock()
-	token, ours := p.tokens[m]
-	delete(p.tokens, m)
-	p.mu.Unlock()
-	if !ours {
-		return
-	}
-	r := Result{Token: token, Err: err}
-	r.Permanent = permanent(err)
-	p.results <- r
+// Away is signalled after the connection broke: what was in flight may have no
+// answer any more.
+func (p *Publisher) Away() <-chan nats.Status { return p.away }
+
+// pubAck is JetStream's answer.
+type pubAck struct {
+	Stream string              `json:"stream"`
+	Error  *jetstream.APIError `json:"error"`
 }
 
-// ErrPermanent is wrapped by PublishMessage when the message itself is wrong:
-// sending it again cannot help.
+// Result reads an answer. ok is false for what is none.
+func (p *Publisher) Result(m *nats.Msg) (r Result, ok bool) {
+	token, found := strings.CutPrefix(m.Subject, p.inbox)
+	var err error
+	if r.Token, err = strconv.ParseUint(token, 36, 64); err != nil || !found {
+		return r, false
+	}
+	var a pubAck
+	switch err := json.Unmarshal(m.Data, &a); {
+	case len(m.Data) == 0 && m.Header.Get("Status") == "503":
+		r.Err = jetstream.ErrNoStreamResponse
+	case err != nil || a.Error == nil && a.Stream == "":
+		r.Err = jetstream.ErrInvalidJSAck
+	case a.Error != nil:
+		r.Err = a.Error
+	}
+	r.Permanent = permanent(r.Err)
+	return r, true
+}
+
+// ErrPermanent is wrapped by errors of publishing when the message itself is
+// wrong: sending it again cannot help.
 var ErrPermanent = errors.New("the bus will never take it")
 
 func permanent(err error) bool {

@@ -101,8 +101,13 @@ func TestPublisher(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", subject, err)
 		}
+		defer p.Close()
 		select {
-		case r := <-p.Results():
+		case m := <-p.Acks():
+			r, ok := p.Result(m)
+			if !ok {
+				t.Fatalf("%s: %q is no answer", subject, m.Subject)
+			}
 			said := ""
 			if r.Err != nil {
 				said = r.Err.Error()
@@ -112,11 +117,6 @@ func TestPublisher(t *testing.T) {
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatalf("%s: no result", subject)
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if len(p.tokens) != 0 {
-			t.Errorf("%s: %d attempts are still remembered", subject, len(p.tokens))
 		}
 	}
 	subject := events.EventsSubject("fw-a")

@@ -38,7 +38,11 @@ var ours = listener{"ctfleet", func(b *testing.B, fw *lab.Firewall, read <-chan 
 		<-read
 		for {
 			// Counting by address stands for what a producer does with an event.
-			got, err := r.Receive(time.Second, func(e *events.Event) { sink += e.Orig.Src.Lo })
+			got, err := r.Receive(time.Second, func(evs []events.Event) {
+				for i := range evs {
+					sink += evs[i].Orig.Src.Lo
+				}
+			})
 			if err != nil {
 				return
 			}
@@ -206,7 +210,7 @@ func BenchmarkDump(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		seen := 0
-		err := c.Dump(b.Context(), func(*events.Event) error { seen++; return nil })
+		err := c.Dump(b.Context(), func(rows []events.Event) error { seen += len(rows); return nil })
 		if err != nil || seen != n {
 			b.Fatalf("%d entries (%v), want %d", seen, err, n)
 		}

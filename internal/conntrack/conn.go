@@ -1,14 +1,13 @@
 package conntrack
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 const (
@@ -35,10 +34,11 @@ const (
 // cheap to open and for one goroutine at a time.
 type Conn struct {
 	ns     *host.Namespace
-	read   *channel        // for dumps; nil after one was abandoned
-	write  *channel        // for deletes, which go on while a dump does
-	stats  *netfilter.Conn // nil until State needs it
+	read   *channel // for dumps; nil after one was abandoned
+	write  *channel // for deletes, which go on while a dump does
 	req    message
+	rows   []events.Event // of a dump, on their way to the caller
+	sysctl sysctlFiles
 	batch  batch
 	closed bool
 }
@@ -60,7 +60,8 @@ func Dial(ns *host.Namespace) (*Conn, error) {
 		return nil, fmt.Errorf("open conntrack: %w", err)
 	}
 	if c.write, err = openChannel(ns, maxBatch, ackSlot, deleteBuffer); err != nil {
-		return nil, errors.Join(fmt.Errorf("open conntrack: %w", err), c.read.close())
+		c.read.close()
+		return nil, fmt.Errorf("open conntrack: %w", err)
 	}
 	return c, nil
 }
@@ -94,16 +95,13 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	c.closed = true
-	var errs []error
 	for _, ch := range []*channel{c.read, c.write} {
 		if ch != nil {
-			errs = append(errs, ch.close())
+			ch.close()
 		}
 	}
-	if c.stats != nil {
-		errs = append(errs, c.stats.Close())
-	}
-	return errors.Join(errs...)
+	c.sysctl.close()
+	return nil
 }
 
 // reader returns the channel for reading, a new one where the last was

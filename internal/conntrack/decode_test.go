@@ -173,9 +173,11 @@ func FuzzDatagram(f *testing.F) {
 	f.Add(append(bytes.Clone(one), 1, 2, 3))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, datagram []byte) {
-		var e events.Event
+		var c chunk
 		seen := 0
-		delivered, bad := decodeAll(datagram, &e, func(*events.Event) { seen++ })
+		count := func(evs []events.Event) { seen += len(evs) }
+		delivered, bad := c.add(datagram, count)
+		delivered += c.deliver(count)
 		if delivered != seen || delivered+bad > 1+len(datagram)/nlmsgHeader {
 			t.Errorf("%d delivered, %d seen, %d bad in %d bytes", delivered, seen, bad, len(datagram))
 		}
@@ -191,9 +193,15 @@ func TestDatagramOfSeveralMessages(t *testing.T) {
 	foreign := bytes.Clone(msgs["tcp4-plain-new"])
 	foreign[5] = 10 // of another subsystem
 	datagram = append(append(datagram, foreign...), msgs["tcp6-acct-destroy"]...)
-	var e events.Event
+	var c chunk
 	var got []events.Type
-	delivered, bad := decodeAll(datagram, &e, func(e *events.Event) { got = append(got, e.Type) })
+	types := func(evs []events.Event) {
+		for _, e := range evs {
+			got = append(got, e.Type)
+		}
+	}
+	delivered, bad := c.add(datagram, types)
+	delivered += c.deliver(types)
 	if delivered != 2 || bad != 1 || len(got) != 2 || got[0] != events.New || got[1] != events.Destroy {
 		t.Errorf("%d delivered (%v), %d bad, want NEW and DESTROY around one that is not ours", delivered, got, bad)
 	}

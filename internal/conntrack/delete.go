@@ -67,10 +67,7 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	}
 	contains := m.compile()
 	c.batch.reset()
-	err := c.dump(ctx, func(e *events.Event) error {
-		if !contains(e) {
-			return nil
-		}
+	one := func(e *events.Event) error {
 		res.Matched++
 		if opt.Keep != nil {
 			if reason := opt.Keep(e); reason != "" {
@@ -86,6 +83,17 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 			return nil
 		}
 		return c.delete(ctx, opt, res)
+	}
+	err := c.dump(ctx, func(rows []events.Event) error {
+		for i := range rows {
+			if !contains(&rows[i]) {
+				continue
+			}
+			if err := one(&rows[i]); err != nil {
+				return err
+			}
+		}
+		return nil
 	}, m.selection())
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		return err

@@ -325,11 +325,13 @@ func TestFlushLosesNoEvent(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		for {
-			_, err := r.Receive(time.Second, func(e *events.Event) {
-				if e.Type == events.New {
-					begun.Add(1)
-				} else {
-					ended.Add(1)
+			_, err := r.Receive(time.Second, func(evs []events.Event) {
+				for i := range evs {
+					if evs[i].Type == events.New {
+						begun.Add(1)
+					} else {
+						ended.Add(1)
+					}
 				}
 			})
 			if err != nil {

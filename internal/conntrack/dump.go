@@ -16,15 +16,19 @@ import (
 // decoded. The others were delivered.
 var ErrIncomplete = errors.New("incomplete")
 
-// Dump calls fn for every unexpired entry, as [events.Existing], while the
-// kernel walks the table; the event is reused, its time is when it was read. An
-// error of fn or the end of ctx stops it. An entry may come twice when the
-// table changes meanwhile; one that is there from before the dump to after it
-// always comes.
+// dumpRows is how many entries Dump hands over at a time: about what a datagram
+// holds.
+const dumpRows = 128
+
+// Dump calls fn with all unexpired entries, as [events.Existing], some at a time
+// while the kernel walks the table. The slice is reused, the entries' time is
+// when they were read. An error of fn or the end of ctx stops it. An entry may
+// come twice when the table changes meanwhile; one that is there from before the
+// dump to after it always comes.
 //
 // The kernel skips expired entries and evicts them, which the event socket sees
 // as DESTROY events.
-func (c *Conn) Dump(ctx context.Context, fn func(*events.Event) error) error {
+func (c *Conn) Dump(ctx context.Context, fn func([]events.Event) error) error {
 	err := c.dump(ctx, fn, func(m *message, seq uint32) { m.dump(seq, unix.AF_UNSPEC) })
 	if err != nil {
 		return fmt.Errorf("dump: %w", err)
@@ -35,10 +39,7 @@ func (c *Conn) Dump(ctx context.Context, fn func(*events.Event) error) error {
 // dump sends the request that build makes, and hands on the entries it returns.
 // It waits nowhere: the kernel builds each part of a dump within the system
 // call that fetches the part before, so ctx is looked at in between.
-func (c *Conn) dump(ctx context.Context, fn func(*events.Event) error, build func(*message, uint32)) (err error) {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+func (c *Conn) dump(ctx context.Context, fn func([]events.Event) error, build func(*message, uint32)) (err error) {
 	ch, err := c.reader()
 	if err != nil {
 		return err
@@ -52,28 +53,38 @@ func (c *Conn) dump(ctx context.Context, fn func(*events.Event) error, build fun
 		// What is left of an abandoned dump would stand in the way of the next
 		// one: the kernel refuses two at a time on one socket.
 		if !finished {
-			err = errors.Join(err, ch.close())
+			ch.close()
 			c.read = nil
 		}
 	}()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := ch.send(c.req.buf); err != nil {
 		return err
 	}
+	if c.rows == nil {
+		c.rows = make([]events.Event, dumpRows)
+	}
 	var (
-		e           events.Event
-		seen        int
+		n           int // rows to be handed on
 		interrupted bool
 		bad         int
 		firstBad    error
 	)
-	err = ch.answers(ch.seq, ch.seq, func(msg []byte) (done bool, err error) {
-		if seen%256 == 0 { // a datagram holds a hundred entries or so
-			if ctx.Err() != nil {
-				return true, context.Cause(ctx)
-			}
-			e.Time = Monotonic()
+	deliver := func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		seen++
+		rows := c.rows[:n]
+		n = 0
+		if len(rows) == 0 {
+			return nil
+		}
+		return fn(rows)
+	}
+	var now int64
+	err = ch.answers(ch.seq, ch.seq, func(msg []byte) (done bool, err error) {
 		interrupted = interrupted || native.Uint16(msg[6:])&unix.NLM_F_DUMP_INTR != 0
 		switch native.Uint16(msg[4:]) {
 		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
@@ -82,17 +93,25 @@ func (c *Conn) dump(ctx context.Context, fn func(*events.Event) error, build fun
 			if errno != 0 {
 				err = refused(errno)
 			}
-			return true, err
+			return true, errors.Join(err, deliver())
 		case unix.NLMSG_OVERRUN:
 			return true, unix.ENOBUFS
 		}
-		if err := Decode(msg, &e); err != nil {
+		if n == 0 {
+			now = Monotonic()
+		}
+		e := &c.rows[n]
+		if err := Decode(msg, e); err != nil {
 			if bad++; bad == 1 {
 				firstBad = err
 			}
 			return false, nil
 		}
-		return false, fn(&e)
+		e.Time = now
+		if n++; n < len(c.rows) {
+			return false, nil
+		}
+		return false, deliver()
 	})
 	switch {
 	case err != nil:

@@ -48,22 +48,22 @@ func TestDumpStops(t *testing.T) {
 	flood(t, fw, udp(client4, n))
 
 	enough := errors.New("enough")
-	seen := 0
-	err := c.Dump(t.Context(), func(*events.Event) error {
-		if seen++; seen == 10 {
+	calls := 0
+	err := c.Dump(t.Context(), func([]events.Event) error {
+		if calls++; calls == 10 {
 			return enough
 		}
 		return nil
 	})
 	errorsIs(t, err, enough)
-	if seen != 10 {
-		t.Errorf("fn was called %d times, want no more after its error", seen)
+	if calls != 10 {
+		t.Errorf("fn was called %d times, want no more after its error", calls)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	seen = 0
-	err = c.Dump(ctx, func(*events.Event) error {
-		if seen++; seen == 10 {
+	seen := 0
+	err = c.Dump(ctx, func(rows []events.Event) error {
+		if seen += len(rows); seen > 1000 {
 			cancel()
 		}
 		return nil
@@ -72,7 +72,7 @@ func TestDumpStops(t *testing.T) {
 	if seen == n {
 		t.Error("a cancelled dump went to the end")
 	}
-	errorsIs(t, c.Dump(ctx, func(*events.Event) error { return nil }), context.Canceled)
+	errorsIs(t, c.Dump(ctx, func([]events.Event) error { return nil }), context.Canceled)
 
 	// What was abandoned is not in the way.
 	if got := len(entries(t, c)); got != n {

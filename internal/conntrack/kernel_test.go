@@ -113,7 +113,7 @@ func collect(t testing.TB, r *Reader, n int) []events.Event {
 			drops, err := r.Drops()
 			t.Fatalf("%d events within %s, want %d (dropped: %d, %v)", len(got), patience, n, drops, err)
 		}
-		_, err := r.Receive(time.Second, func(e *events.Event) { got = append(got, *e) })
+		_, err := r.Receive(time.Second, func(evs []events.Event) { got = append(got, evs...) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,8 +125,8 @@ func collect(t testing.TB, r *Reader, n int) []events.Event {
 func entries(t testing.TB, c *Conn) []events.Event {
 	t.Helper()
 	var got []events.Event
-	err := c.Dump(t.Context(), func(e *events.Event) error {
-		got = append(got, *e)
+	err := c.Dump(t.Context(), func(rows []events.Event) error {
+		got = append(got, rows...)
 		return nil
 	})
 	if err != nil {

@@ -138,10 +138,12 @@ func TestFilteredDumpSelects(t *testing.T) {
 		}
 		got, wrong := 0, 0
 		m := Match{Prefixes: []netip.Prefix{netip.PrefixFrom(addr, 32)}, By: by}
-		err := c.dump(t.Context(), func(e *events.Event) error {
-			got++
-			if !m.Contains(e) {
-				wrong++
+		err := c.dump(t.Context(), func(rows []events.Event) error {
+			for i := range rows {
+				got++
+				if !m.Contains(&rows[i]) {
+					wrong++
+				}
 			}
 			return nil
 		}, func(msg *message, seq uint32) { msg.dumpFiltered(seq, addr, by) })
@@ -166,11 +168,13 @@ func TestWhyIPv6IsNotFiltered(t *testing.T) {
 	flood(t, fw, udp(client6, 10))
 	flood(t, fw, udp(other6, 50))
 	mine, others := 0, 0
-	err := c.dump(t.Context(), func(e *events.Event) error {
-		if e.Src() == client6.Addr() {
-			mine++
-		} else {
-			others++
+	err := c.dump(t.Context(), func(rows []events.Event) error {
+		for i := range rows {
+			if rows[i].Src() == client6.Addr() {
+				mine++
+			} else {
+				others++
+			}
 		}
 		return nil
 	}, func(m *message, seq uint32) {

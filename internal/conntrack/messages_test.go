@@ -86,11 +86,10 @@ func newTap(t *testing.T, ns *host.Namespace) *tap {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := sock.close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(sock.close)
+	if sock.waiter, err = newWaiter(); err != nil {
+		t.Fatal(err)
+	}
 	return &tap{sock, newMailbox(16, eventSlot)}
 }
 
@@ -102,7 +101,7 @@ func (p *tap) next(t *testing.T, n int) [][]byte {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d messages within %s, want %d", len(out), patience, n)
 		}
-		if err := p.sock.wait(time.Second); err != nil {
+		if err := p.sock.waiter.wait(p.sock.fd, time.Second); err != nil {
 			t.Fatal(err)
 		}
 		got, err := p.box.receive(p.sock, unix.MSG_DONTWAIT)

@@ -128,7 +128,7 @@ func TestReaderCountsDropsExactly(t *testing.T) {
 	}
 	received := 0
 	for {
-		got, err := r.Receive(0, func(*events.Event) {})
+		got, err := r.Receive(0, func([]events.Event) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +184,7 @@ func TestReceiveDoesNotAllocate(t *testing.T) {
 	}
 	flood(t, fw, udp(client4, n))
 	var seen int
-	count := func(*events.Event) { seen++ }
+	count := func(evs []events.Event) { seen += len(evs) }
 	allocs := testing.AllocsPerRun(runs, func() {
 		if _, err := r.Receive(time.Second, count); err != nil {
 			t.Error(err)
@@ -200,7 +200,7 @@ func TestReceiveWaits(t *testing.T) {
 	r := open(t, fw.NS, 0)
 	const wait = 50 * time.Millisecond
 	start := time.Now()
-	n, err := r.Receive(wait, func(e *events.Event) { t.Errorf("event in a quiet namespace: %+v", e) })
+	n, err := r.Receive(wait, func(evs []events.Event) { t.Errorf("events in a quiet namespace: %+v", evs) })
 	if took := time.Since(start); n != 0 || err != nil || took < wait {
 		t.Errorf("%d events, error %v after %s, want none after %s", n, err, took, wait)
 	}
@@ -217,7 +217,7 @@ func TestCloseEndsReceive(t *testing.T) {
 			r.busy = c.busy
 			ended := make(chan error)
 			go func() {
-				_, err := r.Receive(time.Minute, func(*events.Event) {})
+				_, err := r.Receive(time.Minute, func([]events.Event) {})
 				ended <- err
 			}()
 			if !c.busy {
@@ -249,7 +249,7 @@ func TestReaderFromManySides(t *testing.T) {
 	r := open(t, fw.NS, 0)
 	var all sync.WaitGroup
 	for _, ask := range []func() error{
-		func() error { _, err := r.Receive(time.Second, func(*events.Event) {}); return err },
+		func() error { _, err := r.Receive(time.Second, func([]events.Event) {}); return err },
 		func() error { _, err := r.Drops(); return err },
 		func() error { _, _, err := r.Pressure(); return err },
 	} {

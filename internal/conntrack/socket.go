@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +20,9 @@ var ErrClosed = errors.New("conntrack: closed")
 // runtime's poller on purpose: registered there, every message would wake the
 // poller's thread even while the reader naps.
 type socket struct {
-	fd   int
-	wake int    // eventfd, written once by Close to end a wait
-	port uint32 // our netlink address
+	fd     int
+	port   uint32  // our netlink address
+	waiter *waiter // of a socket that is waited for; ended by close
 
 	mu     sync.Mutex
 	users  int
@@ -34,7 +33,7 @@ type socket struct {
 // the socket joins the multicast groups (a bit per group, group 1 is bit 0), so
 // that the buffer is in place when the first event arrives.
 func openSocket(ns *host.Namespace, groups uint32, setup func(fd int) error) (*socket, error) {
-	s := &socket{fd: -1, wake: -1}
+	s := &socket{fd: -1}
 	err := ns.Do(func() (err error) {
 		s.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 		if err != nil {
@@ -52,10 +51,7 @@ func openSocket(ns *host.Namespace, groups uint32, setup func(fd int) error) (*s
 	return s, nil
 }
 
-func (s *socket) bind(groups uint32, setup func(fd int) error) (err error) {
-	if s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return fmt.Errorf("open eventfd: %w", err)
-	}
+func (s *socket) bind(groups uint32, setup func(fd int) error) error {
 	if setup != nil {
 		if err := setup(s.fd); err != nil {
 			return err
@@ -100,69 +96,29 @@ func (s *socket) release() {
 // close ends waits. The descriptors are closed by the last one who uses them,
 // so that their numbers cannot mean other files while a system call is under
 // way.
-func (s *socket) close() error {
+func (s *socket) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil
+		return
 	}
 	s.closed = true
+	if s.waiter != nil {
+		s.waiter.close()
+	}
 	if s.users == 0 {
 		s.closeFiles()
-		return nil
 	}
-	if _, err := unix.Write(s.wake, native.AppendUint64(nil, 1)); err != nil {
-		return fmt.Errorf("end wait on netlink socket: %w", err)
-	}
-	return nil
 }
 
 func (s *socket) closeFiles() {
-	for _, fd := range []int{s.fd, s.wake} {
-		if fd >= 0 {
-			_ = unix.Close(fd)
-		}
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+		s.fd = -1
 	}
-	s.fd, s.wake = -1, -1
-}
-
-// wait blocks until a message is there. The kernel pays for it: whoever sends
-// the message also wakes us.
-func (s *socket) wait(d time.Duration) error {
-	fds := [2]unix.PollFd{{Fd: int32(s.wake), Events: unix.POLLIN}, {Fd: int32(s.fd), Events: unix.POLLIN}}
-	return poll(fds[:], d)
-}
-
-// nap sleeps without looking at the socket, so that nobody is woken by its
-// messages. It is the runtime's sleep and no system call of ours: a thread that
-// blocks in one makes the runtime hand on its processor and keep its monitor
-// awake, which costs a busy process more than the events do (1.8 µs each
-// instead of 0.8 at 50,000 per second, BenchmarkReceive). A nap is short enough
-// for close to wait for its end.
-func (s *socket) nap(d time.Duration) error {
-	time.Sleep(d)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return ErrClosed
+	if s.waiter != nil {
+		s.waiter.closeTimer()
 	}
-	return nil
-}
-
-// poll reports ErrClosed when the first descriptor, the eventfd, is readable.
-func poll(fds []unix.PollFd, d time.Duration) error {
-	if d < 0 {
-		d = 0
-	}
-	ts := unix.NsecToTimespec(int64(d))
-	_, err := unix.Ppoll(fds, &ts, nil)
-	if err != nil && err != unix.EINTR {
-		return os.NewSyscallError("ppoll", err)
-	}
-	if fds[0].Revents != 0 {
-		return ErrClosed
-	}
-	return nil
 }
 
 // forceBuffer asks for a receive buffer of so many bytes, beyond the system's
@@ -190,7 +146,7 @@ type meminfo struct {
 func (s *socket) meminfo() (meminfo, error) {
 	var m meminfo
 	size := uint32(unsafe.Sizeof(m))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
 		uintptr(unsafe.Pointer(&m)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
 		return m, os.NewSyscallError("getsockopt SO_MEMINFO", errno)
@@ -199,12 +155,4 @@ func (s *socket) meminfo() (meminfo, error) {
 		return m, fmt.Errorf("read socket memory: the kernel reports %d bytes, the drop count needs %d", size, unsafe.Sizeof(m))
 	}
 	return m, nil
-}
-
-// Monotonic is the clock of [events.Event.Time]: CLOCK_MONOTONIC in ns.
-func Monotonic() int64 {
-	var ts unix.Timespec
-	// It cannot fail: the clock exists everywhere and ts is ours.
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return ts.Nano()
 }

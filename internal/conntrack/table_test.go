@@ -130,10 +130,15 @@ func TestSysctls(t *testing.T) {
 	if s.Max == nil || s.Buckets == nil {
 		t.Errorf("max %v, buckets %v, want both known", s.Max, s.Buckets)
 	}
-	if v, err := readSysctl("nf_conntrack_of_another_kernel"); v != nil || err != nil {
-		t.Errorf("a setting that is not there reads as %v, %v, want unknown", v, err)
+	if f, err := openSysctl("nf_conntrack_of_another_kernel"); f != nil || err != nil {
+		t.Errorf("a setting that is not there opens as %v, %v, want unknown", f, err)
 	}
-	if _, err := readSysctl("."); err == nil {
+	dir, err := openSysctl(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := new(sysctlFiles).value(dir); err == nil {
 		t.Error("a setting that cannot be read is no error")
 	}
 }

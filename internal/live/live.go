@@ -29,6 +29,9 @@ type Table struct {
 	next    set // the epoch whose dump is running
 	ended   set // flows that ended since the dump began
 	dumping bool
+
+	prints []uint64 // of the events at hand
+	sink   uint64
 }
 
 // New returns an empty table.
@@ -53,8 +56,33 @@ func (t *Table) End() {
 func (t *Table) Dumping() bool { return t.dumping }
 
 // Apply takes an event into account and sets its flags.
-func (t *Table) Apply(e *events.Event) {
-	f := t.fingerprint(e)
+func (t *Table) Apply(e *events.Event) { t.apply(e, t.fingerprint(e)) }
+
+// ApplyAll is Apply for many events, in their order.
+func (t *Table) ApplyAll(evs []events.Event) {
+	prints := t.prepare(evs)
+	for i := range evs {
+		t.apply(&evs[i], prints[i])
+	}
+}
+
+// prepare returns the fingerprints of events whose turn comes next. The slots
+// that they belong to are read on the way: in a large table each is a miss of
+// the caches, and here the processor waits for many at once instead of for one
+// after the other.
+func (t *Table) prepare(evs []events.Event) []uint64 {
+	t.prints = t.prints[:0]
+	for i := range evs {
+		t.prints = append(t.prints, t.fingerprint(&evs[i]))
+	}
+	t.sink = t.held.touch(t.prints)
+	if t.dumping {
+		t.sink |= t.next.touch(t.prints) | t.ended.touch(t.prints)
+	}
+	return t.prints
+}
+
+func (t *Table) apply(e *events.Event, f uint64) {
 	e.Flags = 0
 	if e.Type == events.Destroy {
 		if !t.held.remove(f) {
@@ -86,15 +114,26 @@ func (t *Table) Apply(e *events.Event) {
 
 // Existing takes a row of the dump and reports whether the flow is to be
 // announced: it is neither in the epoch already nor ended since.
-func (t *Table) Existing(e *events.Event) bool {
-	f := t.fingerprint(e)
-	return !t.ended.has(f) && t.next.add(f)
+func (t *Table) Existing(e *events.Event) bool { return t.existing(t.fingerprint(e)) }
+
+func (t *Table) existing(f uint64) bool { return !t.ended.has(f) && t.next.add(f) }
+
+// ExistingAll is Existing for many rows. It returns those to be announced, in
+// the same memory.
+func (t *Table) ExistingAll(rows []events.Event) []events.Event {
+	announce := rows[:0]
+	for i, f := range t.prepare(rows) {
+		if t.existing(f) {
+			announce = append(announce, rows[i])
+		}
+	}
+	return announce
 }
 
 // Bytes is what the sets take.
 func (t *Table) Bytes() int { return 8 * (cap(t.held.slots) + cap(t.next.slots) + cap(t.ended.slots)) }
 
-// fingerprint is never 0, which marks an empty slot.
+// fingerprint is never all ones, which marks an empty slot.
 func (t *Table) fingerprint(e *events.Event) uint64 {
 	o := &e.Orig
 	h := t.key[0]
@@ -103,89 +142,11 @@ func (t *Table) fingerprint(e *events.Event) uint64 {
 		h = mix(h^o.Src.Hi, t.key[1]^o.Dst.Hi)
 	}
 	h = mix(h^uint64(o.SrcPort)<<48^uint64(o.DstPort)<<32^uint64(e.ID), t.key[1]^uint64(e.Zone)<<16^uint64(e.Proto)<<8^1)
-	return h | 1
+	return h &^ 1
 }
 
 // mix folds the 128-bit product of two words, as wyhash does.
 func mix(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a, b)
 	return hi ^ lo
-}
-
-// set is an open-addressing hash set of fingerprints with linear probing and
-// backward-shift deletion, so that it needs no deleted marks.
-type set struct {
-	slots []uint64
-	n     int
-}
-
-func (s *set) home(f uint64) int { return int(f>>1) & (len(s.slots) - 1) }
-
-func (s *set) find(f uint64) (int, bool) {
-	i := s.home(f)
-	for s.slots[i] != 0 {
-		if s.slots[i] == f {
-			return i, true
-		}
-		i = (i + 1) & (len(s.slots) - 1)
-	}
-	return i, false
-}
-
-func (s *set) has(f uint64) bool {
-	if s.n == 0 {
-		return false
-	}
-	_, ok := s.find(f)
-	return ok
-}
-
-// add reports whether f was not there.
-func (s *set) add(f uint64) bool {
-	if s.n >= len(s.slots)*3/4 {
-		s.resize(max(1024, len(s.slots)*2))
-	}
-	i, ok := s.find(f)
-	if ok {
-		return false
-	}
-	s.slots[i] = f
-	s.n++
-	return true
-}
-
-// remove reports whether f was there.
-func (s *set) remove(f uint64) bool {
-	if s.n == 0 {
-		return false
-	}
-	i, ok := s.find(f)
-	if !ok {
-		return false
-	}
-	mask := len(s.slots) - 1
-	for j := (i + 1) & mask; s.slots[j] != 0; j = (j + 1) & mask {
-		// j may move to i when its home is not between i (exclusive) and j.
-		if (j-s.home(s.slots[j]))&mask >= (j-i)&mask {
-			s.slots[i] = s.slots[j]
-			i = j
-		}
-	}
-	s.slots[i] = 0
-	s.n--
-	if len(s.slots) > 1024 && s.n < len(s.slots)/8 {
-		s.resize(len(s.slots) / 4)
-	}
-	return true
-}
-
-func (s *set) resize(size int) {
-	old := s.slots
-	s.slots = make([]uint64, size)
-	for _, f := range old {
-		if f != 0 {
-			i, _ := s.find(f)
-			s.slots[i] = f
-		}
-	}
 }

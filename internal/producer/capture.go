@@ -9,11 +9,18 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// batchEvents closes a batch before its linger is over.
-const batchEvents = 512
+// batchEvents closes a batch before its linger is over. Each batch costs a
+// message and its acknowledgement, so it is what gathers in a nap at the highest
+// rates; half of what is allowed, which leaves room for IPv6 with counters.
+const batchEvents = 2048
 
 // finalRounds of 4,096 events are more than the largest buffer holds.
 const finalRounds = 32
+
+// busyLinger is how long a batch stays open at least while events keep coming. A
+// round of nap, publish and acknowledgement costs as much as two hundred events
+// do; the first batch after a pause goes out after the linger that was asked for.
+const busyLinger = 20 * time.Millisecond
 
 // idleWait is how long to wait for the kernel when no batch is open; it bounds
 // how late a stop is noticed.
@@ -21,91 +28,108 @@ const idleWait = 100 * time.Millisecond
 
 // capture moves events from the kernel into the ring until ctx ends.
 func (p *Producer) capture(ctx context.Context) error {
-	var (
-		w      events.BatchWriter
-		header = events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}
-		looked int64 // when the socket was last seen empty: an open batch has waited since then at most
-		failed error
-	)
-	flush := func() {
-		if w.Len() == 0 {
-			return
-		}
-		n := w.Len()
-		data, err := w.Encode(&header)
-		if err != nil {
-			failed = err
-			return
-		}
-		if dropped := p.ring.Put(data, n); dropped > 0 {
-			p.account.LostRing.Add(uint64(dropped))
-			p.requestResync("the ring was full")
-		}
-	}
-	// The live set is locked once for all that one Receive delivers, from its
-	// first event on: Receive may wait before it, and a dump must not wait for
-	// that.
-	locked := false
-	add := func(e *events.Event) {
-		if !locked {
-			p.mu.Lock()
-			locked = true
-		}
-		p.live.Apply(e)
-		if p.epoch != header.Epoch {
-			flush() // a batch belongs to one epoch
-			header.Epoch = p.epoch
-		}
-		if err := w.Append(e); errors.Is(err, events.ErrBatchFull) {
-			flush()
-			err = w.Append(e)
-			failed = errors.Join(failed, err)
-		}
-		if w.Len() >= batchEvents {
-			flush()
-		}
-	}
-	receive := func(wait time.Duration) error {
+	c := &capturer{p: p, header: events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}}
+	add := c.add // one function value for all rounds: making it allocates
+	receive := func(wait time.Duration) (int, error) {
 		n, err := p.reader.Receive(wait, add)
-		if locked {
-			p.mu.Unlock()
-			locked = false
-		}
 		p.account.Read.Add(uint64(n))
-		return err
+		p.countDrops()
+		if errors.Is(err, conntrack.ErrClosed) {
+			err = nil
+		}
+		return n, errors.Join(err, c.failed)
 	}
+	var (
+		looked int64 // when the socket was last seen empty: an open batch has waited since then at most
+		busy   bool  // the last batch was closed with events still coming
+	)
 	for ctx.Err() == nil {
+		linger := p.linger.Load()
+		if busy {
+			linger = max(linger, int64(busyLinger))
+		}
 		// Under load the reader naps within wait, and the nap is the linger: an
 		// event that came when it began has waited long enough when it ends.
 		wait := idleWait
-		if w.Len() > 0 {
-			wait = time.Duration(max(looked+p.linger.Load()-conntrack.Monotonic(), 0))
-		} else {
+		switch {
+		case c.w.Len() > 0:
+			wait = time.Duration(max(looked+linger-conntrack.Monotonic(), 0))
+		case busy:
+			looked = conntrack.Monotonic()
+			wait = time.Duration(linger)
+		default:
 			looked = conntrack.Monotonic()
 		}
-		if err := receive(wait); err != nil && !errors.Is(err, conntrack.ErrClosed) {
-			failed = errors.Join(failed, err)
+		n, err := receive(wait)
+		if err != nil {
+			return err
 		}
-		if failed != nil {
-			return failed
-		}
-		p.countDrops()
-		if w.Len() > 0 && conntrack.Monotonic() >= looked+p.linger.Load() {
-			flush()
+		if conntrack.Monotonic() >= looked+linger {
+			c.flush()
+			busy = n > 0
 		}
 	}
 	// What the kernel has queued by now is still ours; what comes meanwhile is
 	// no more, or a flood would keep us for ever.
 	for range finalRounds {
-		before := p.account.Read.Load()
-		failed = errors.Join(failed, receive(0))
-		if p.account.Read.Load() == before {
+		n, err := receive(0)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
 			break
 		}
 	}
-	p.countDrops()
-	flush()
-	return failed
+	c.flush()
+	return c.failed
+}
+
+// capturer is the batch that is open.
+type capturer struct {
+	p      *Producer
+	w      events.BatchWriter
+	header events.Header
+	failed error
+}
+
+// add takes events through the live set into the batch. The set is locked for
+// as long as that takes, never while we wait for the kernel: a dump needs it too.
+func (c *capturer) add(evs []events.Event) {
+	p := c.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.live.ApplyAll(evs)
+	if p.epoch != c.header.Epoch {
+		c.flush() // a batch belongs to one epoch
+		c.header.Epoch = p.epoch
+	}
+	for i := range evs {
+		if err := c.w.Append(&evs[i]); errors.Is(err, events.ErrBatchFull) {
+			c.flush()
+			err = c.w.Append(&evs[i])
+			c.failed = errors.Join(c.failed, err)
+		}
+	}
+	if c.w.Len() >= batchEvents {
+		c.flush()
+	}
+}
+
+// flush closes the batch and hands it to the ring.
+func (c *capturer) flush() {
+	n := c.w.Len()
+	if n == 0 {
+		return
+	}
+	data, err := c.w.Encode(&c.header)
+	if err != nil {
+		c.failed = errors.Join(c.failed, err)
+		return
+	}
+	if dropped := c.p.ring.Put(data, n); dropped > 0 {
+		c.p.account.LostRing.Add(uint64(dropped))
+		c.p.requestResync("the ring was full")
+	}
 }
 
 // countDrops takes over what the kernel dropped and what could not be read.

@@ -2,10 +2,12 @@ package producer
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -48,22 +50,15 @@ func (p *Producer) health(stopping bool) *events.Health {
 	if list := p.problems.Load(); list != nil {
 		h.Problems = *list
 	}
-	if s, err := conntrack.ReadSysctls(p.ns); err == nil {
-		p.sysctls.Store(&s)
-		h.TCPLoose = s.TCPLoose != nil && *s.TCPLoose != 0
-		h.Stream.Unannounced = s.Events != nil && *s.Events == 2
-	}
-	conn, err := conntrack.Dial(p.ns)
+	st, err := p.table.read(p.ns)
 	if err != nil {
 		p.log.Warn("cannot read the table's state", "error", err)
 		return h
 	}
-	defer conn.Close()
-	st, err := conn.State()
-	if err != nil {
-		p.log.Warn("cannot read the table's state", "error", err)
-		return h
-	}
+	sys := &st.Sysctls
+	p.sysctls.Store(sys)
+	h.TCPLoose = sys.TCPLoose != nil && *sys.TCPLoose != 0
+	h.Stream.Unannounced = sys.Events != nil && *sys.Events == 2
 	h.Table = events.TableHealth{Count: st.Count, Limit: st.Limit, Buckets: st.Buckets}
 	if p.opt.TableLimit > 0 {
 		h.Table.Limit = p.opt.TableLimit
@@ -76,6 +71,40 @@ func (p *Producer) health(stopping bool) *events.Health {
 		SearchRestart: st.Stats.SearchRestart, ClashResolve: st.Stats.ClashResolve, ChainTooLong: st.Stats.ChainTooLong,
 	}
 	return h
+}
+
+// tableState reads the table's state through one connection, which it keeps: to
+// open one each second would be most of what an idle producer costs.
+type tableState struct {
+	mu   sync.Mutex
+	conn *conntrack.Conn // nil: to be opened
+}
+
+func (t *tableState) read(ns *host.Namespace) (st conntrack.State, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.conn == nil {
+		if t.conn, err = conntrack.Dial(ns); err != nil {
+			return st, err
+		}
+	}
+	if st, err = t.conn.State(); err != nil {
+		t.closeConn()
+	}
+	return st, err
+}
+
+func (t *tableState) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closeConn()
+}
+
+func (t *tableState) closeConn() {
+	if t.conn != nil {
+		t.conn.Close()
+		t.conn = nil
+	}
 }
 
 // Stream accounts for every event so far.

@@ -112,6 +112,7 @@ type Producer struct {
 	live  *live.Table
 	epoch uint32
 
+	table     tableState
 	resync    resyncer
 	flushing  sync.Mutex // one flush at a time
 	records   chan record
@@ -159,7 +160,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect})
 
 	cfg := deps.Bus
-	cfg.Role, cfg.Name, cfg.Patient, cfg.Log = "producer", opt.Name, true, p.log
+	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
 	cfg.OnChange = func(bool) {
 		select {
 		case p.changed <- struct{}{}:
@@ -201,10 +202,12 @@ func (p *Producer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer batches.Bus.Close()
 	snapshots, err := p.pump(p.snapRing, events.SnapshotsSubject(p.opt.Name), false)
 	if err != nil {
 		return err
 	}
+	defer snapshots.Bus.Close()
 	pumping, stopPumps := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopPumps()
 	var pumps errgroup.Group
@@ -249,6 +252,7 @@ func (p *Producer) Run(ctx context.Context) error {
 
 func (p *Producer) close() {
 	p.reader.Close()
+	p.table.close()
 	p.conn.Close()
 	if p.opt.NetNS != "" {
 		p.ns.Close()

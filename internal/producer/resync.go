@@ -111,15 +111,17 @@ func (p *Producer) snapshot(ctx context.Context) (rows int, err error) {
 	s := &snapshotWriter{p: p, header: events.Header{
 		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: epoch, Phase: events.SnapshotPart | events.SnapshotBegin, After: before,
 	}}
-	err = conn.Dump(ctx, func(e *events.Event) error {
+	err = conn.Dump(ctx, func(some []events.Event) error {
 		p.mu.Lock()
-		announce := p.live.Existing(e)
+		some = p.live.ExistingAll(some)
 		p.mu.Unlock()
-		if !announce {
-			return nil
+		rows += len(some)
+		for i := range some {
+			if err := s.add(ctx, &some[i]); err != nil {
+				return err
+			}
 		}
-		rows++
-		return s.add(ctx, e)
+		return nil
 	})
 	if err != nil {
 		// Tell consumers not to wait for the rest; if even that cannot be sent,

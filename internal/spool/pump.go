@@ -2,8 +2,10 @@ package spool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -32,20 +34,31 @@ type Pump struct {
 	seq        uint64 // the highest sent
 	generation uint32 // of attempts: grows with every restart
 	inFlight   int
+	id         []byte // of a message, reused
 	throttle   daemon.Throttle
 }
 
 // Run sends until ctx ends.
 func (p *Pump) Run(ctx context.Context) error {
+	overdue := time.NewTicker(bus.AckTimeout / 5)
+	defer overdue.Stop()
 	for {
 		ok := p.fill()
 		if ok {
 			select {
 			case <-ctx.Done():
 				return nil
-			case r := <-p.Bus.Results():
-				ok = p.handle(r)
+			case m := <-p.Bus.Acks():
+				if r, answer := p.Bus.Result(m); answer {
+					ok = p.handle(r)
+				}
 			case <-p.Ring.wake:
+			case <-p.Bus.Away():
+				ok = p.inFlight == 0
+			case <-overdue.C:
+				if ok = !p.Ring.overdue(bus.AckTimeout); !ok {
+					p.throttle.Warn(p.Log, "no acknowledgement in time, sending again", "after", bus.AckTimeout)
+				}
 			}
 		}
 		if ok {
@@ -72,15 +85,31 @@ func (p *Pump) fill() bool {
 		}
 		p.seq = max(p.seq, it.seq)
 		events.Stamp{Sent: p.Now(), Clean: clean, Seq: it.seq, Total: it.total, Lost: p.Account.Lost()}.Apply(it.data)
-		id := fmt.Sprintf("%s:%s:%d", p.Firewall, p.Boot, it.seq)
-		if err := p.Bus.Publish(uint64(p.generation)<<32|it.seq&0xffffffff, id, it.data); err != nil {
+		err := p.Bus.Publish(uint64(p.generation)<<32|it.seq&0xffffffff, p.messageID(it.seq), it.data)
+		if errors.Is(err, bus.ErrPermanent) {
+			p.refuse(it.seq, err)
+			continue
+		}
+		if err != nil {
 			p.throttle.Warn(p.Log, "cannot publish, events wait in the ring", "error", err)
 			return false
 		}
-		it.sent = true
+		it.sent = time.Now()
 		p.inFlight++
 	}
 	return true
+}
+
+// messageID is <firewall>:<boot>:<seq>.
+func (p *Pump) messageID(seq uint64) string {
+	if p.id == nil {
+		p.id = fmt.Appendf(nil, "%s:%s:", p.Firewall, p.Boot)
+	}
+	prefix := len(p.id)
+	p.id = strconv.AppendUint(p.id, seq, 10)
+	id := string(p.id)
+	p.id = p.id[:prefix]
+	return id
 }
 
 // handle takes the outcome of one attempt and reports false when the bus does
@@ -103,22 +132,27 @@ func (p *Pump) handle(r bus.Result) bool {
 			p.Account.Published.Add(uint64(n))
 		}
 	case r.Permanent:
-		n, here := p.Ring.ack(seq)
-		if !here {
-			return true
-		}
-		if p.Counted {
-			p.Account.LostBus.Add(uint64(n))
-		}
-		if p.Refused != nil {
-			p.Refused()
-		}
-		p.throttle.Warn(p.Log, "the bus refused a batch for good", "events", n, "error", r.Err)
+		p.refuse(seq, r.Err)
 	case current:
 		p.throttle.Warn(p.Log, "no acknowledgement, sending again", "error", r.Err)
 		return false
 	}
 	return true
+}
+
+// refuse counts a batch as lost that the bus will never take.
+func (p *Pump) refuse(seq uint64, err error) {
+	n, here := p.Ring.ack(seq)
+	if !here {
+		return
+	}
+	if p.Counted {
+		p.Account.LostBus.Add(uint64(n))
+	}
+	if p.Refused != nil {
+		p.Refused()
+	}
+	p.throttle.Warn(p.Log, "the bus refused a batch for good", "events", n, "error", err)
 }
 
 // restart makes everything un-acknowledged due again. Results of attempts made

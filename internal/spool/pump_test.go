@@ -41,7 +41,7 @@ func newRig(t *testing.T, ring int) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.conn.Close)
-	own, err := bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: r.server.URL()}, Role: "producer", Name: "fw-a", Patient: true})
+	own, err := bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: r.server.URL()}, Role: "producer", Name: "fw-a", Patient: true, Direct: true})
 	if err != nil {
 		t.Fatal(err)
 	}

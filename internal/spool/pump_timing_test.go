@@ -19,7 +19,7 @@ func BenchmarkPump(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	conn, err := bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: s.URL()}, Role: "producer", Name: "fw-a"})
+	conn, err := bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: s.URL()}, Role: "producer", Name: "fw-a", Direct: true})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -31,6 +31,7 @@ func BenchmarkPump(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer pub.Close()
 	p := &Pump{Ring: NewRing(8 << 20), Account: &Account{}, Bus: pub, Firewall: "fw-a", Boot: events.Boot{1}, Now: func() int64 { return time.Now().UnixNano() }, Log: slog.New(slog.DiscardHandler)}
 	var w events.BatchWriter
 	for i := range 512 {

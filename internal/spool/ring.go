@@ -13,7 +13,7 @@ type item struct {
 	since  time.Time // when it was put in
 	seq    uint64    // 0 until it was first taken
 	total  uint64    // events in the batches numbered before it
-	sent   bool      // the bus was given it at least once
+	sent   time.Time // when the bus was last given it; zero: never
 }
 
 // Ring is a bounded queue of encoded batches, oldest first. It is safe for one
@@ -147,7 +147,7 @@ func (r *Ring) take() (it *item, clean bool) {
 		r.total += uint64(it.events)
 		r.fixed += len(it.data)
 	}
-	return it, clean && !it.sent
+	return it, clean && it.sent.IsZero()
 }
 
 // Last is the sequence number that the newest batch in the ring has or will
@@ -176,6 +176,14 @@ func (r *Ring) ack(seq uint64) (events int, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// overdue reports whether the oldest batch was sent so long ago and waits for
+// its acknowledgement still.
+func (r *Ring) overdue(after time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.head < r.next && time.Since(r.items[r.head].sent) > after
 }
 
 // rewind makes every batch that is here unsent again.

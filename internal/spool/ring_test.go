@@ -85,15 +85,40 @@ func TestCleanMeansNothingUnacknowledged(t *testing.T) {
 	}
 	take(1, true) // not sent: publishing failed
 	r.rewind()
-	take(1, true).sent = true
-	take(2, false).sent = true
+	take(1, true).sent = time.Now()
+	take(2, false).sent = time.Now()
 	r.ack(1)
-	take(3, false).sent = true
+	take(3, false).sent = time.Now()
 	r.ack(2)
 	r.ack(3)
-	take(4, true).sent = true
+	take(4, true).sent = time.Now()
 	r.rewind()
 	take(4, false) // its first attempt is still un-acknowledged
+}
+
+func TestOverdue(t *testing.T) {
+	r := NewRing(100)
+	r.Put(batch(1, 10), 1)
+	r.Put(batch(2, 10), 1)
+	if r.overdue(0) {
+		t.Error("what was never sent is overdue")
+	}
+	first, _ := r.take()
+	first.sent = time.Now().Add(-time.Minute)
+	second, _ := r.take()
+	second.sent = time.Now()
+	if !r.overdue(time.Second) {
+		t.Error("a batch sent a minute ago is not overdue")
+	}
+	r.ack(1)
+	if r.overdue(time.Second) {
+		t.Error("a batch sent just now is overdue")
+	}
+	second.sent = first.sent
+	r.rewind()
+	if r.overdue(time.Second) {
+		t.Error("what is to be sent again is overdue")
+	}
 }
 
 func TestAckInAnyOrder(t *testing.T) {
@@ -283,10 +308,10 @@ func TestRingAgainstModel(t *testing.T) {
 				if it.seq != want.seq || it.total != want.total || it.events != want.events || !bytes.Equal(it.data, want.data) {
 					fail("took %d after %d events of %d bytes, want %d after %d of %d", it.seq, it.total, len(it.data), want.seq, want.total, len(want.data))
 				}
-				if clean != (first && !want.sent) {
+				if clean != (first && want.sent.IsZero()) {
 					fail("clean is %t", clean)
 				}
-				it.sent, want.sent = true, true
+				it.sent, want.sent = time.Now(), time.Now()
 			case op < 9 && m.seq > 0:
 				seq := m.seq - min(m.seq, rnd.Uint64N(8))
 				log = append(log, fmt.Sprintf("ack %d", seq))

@@ -1,0 +1,137 @@
+package live
+
+import "math/bits"
+
+// set is a hash set of fingerprints, kept as a sorted array with gaps: a
+// fingerprint belongs to the slot that lies where it lies among all 64-bit
+// numbers, and stands there or a little behind, in the order of all. So a search
+// is one comparison per slot, whether it finds or not; a table that is read from
+// its beginning to its end fills another one in that order too; and any number
+// of slots will do. While it grows the set is between 52 and 75 percent full:
+// 10.7 to 15.4 bytes for each fingerprint.
+type set struct {
+	slots    []uint64 // homes, and behind them room for what the last ones push out
+	homes    uint64
+	overhang uint64 // of the slots; the last is always empty
+	n        int
+}
+
+const (
+	empty       = ^uint64(0) // greater than every fingerprint: a search ends there
+	minHomes    = 1024
+	minOverhang = 128 // the key is random, so nobody can make a run that long
+)
+
+// home is where f belongs: the first slot that it may stand in.
+func (s *set) home(f uint64) int {
+	hi, _ := bits.Mul64(f, s.homes)
+	return int(hi)
+}
+
+// touch reads the slot that each fingerprint belongs to. The caller keeps the
+// result: a read whose value nobody wants may be left out.
+func (s *set) touch(prints []uint64) (any uint64) {
+	if s.n == 0 {
+		return 0
+	}
+	for _, f := range prints {
+		any |= s.slots[s.home(f)]
+	}
+	return any
+}
+
+// find returns where f stands, or would.
+func (s *set) find(f uint64) (i int, ok bool) {
+	slots := s.slots
+	for i = s.home(f); slots[i] < f; i++ {
+	}
+	return i, slots[i] == f
+}
+
+func (s *set) has(f uint64) bool {
+	if s.n == 0 {
+		return false
+	}
+	_, ok := s.find(f)
+	return ok
+}
+
+// add reports whether f was not there.
+func (s *set) add(f uint64) bool {
+	if uint64(s.n) >= s.homes/4*3 {
+		s.resize(max(minHomes, s.homes+s.homes*7/16))
+	}
+	i, ok := s.find(f)
+	if ok {
+		return false
+	}
+	s.insert(i, f)
+	s.n++
+	if s.slots[len(s.slots)-1] != empty {
+		s.resize(s.homes)
+	}
+	return true
+}
+
+// insert puts f into slot i and moves what stands there up to the next gap.
+func (s *set) insert(i int, f uint64) {
+	slots := s.slots[i:]
+	for i := range slots {
+		slots[i], f = f, slots[i]
+		if f == empty {
+			return
+		}
+	}
+}
+
+// remove reports whether f was there.
+func (s *set) remove(f uint64) bool {
+	if s.n == 0 {
+		return false
+	}
+	i, ok := s.find(f)
+	if !ok {
+		return false
+	}
+	// Those behind move down, up to a gap or to one that is at home.
+	slots := s.slots
+	for i+1 < len(slots) && slots[i+1] != empty && s.home(slots[i+1]) <= i {
+		slots[i] = slots[i+1]
+		i++
+	}
+	slots[i] = empty
+	s.n--
+	if s.homes > minHomes && uint64(s.n) < s.homes/4 {
+		s.resize(max(minHomes, s.homes/2))
+	}
+	return true
+}
+
+func (s *set) resize(homes uint64) {
+	old := s.slots
+	s.homes, s.overhang = homes, max(s.overhang, minOverhang)
+	for !s.fill(old) {
+		s.overhang *= 2
+	}
+}
+
+// fill makes new slots and puts the old ones' fingerprints into them: in order,
+// so each stands behind the one before or at home. It reports false when they
+// reach the last slot.
+func (s *set) fill(old []uint64) bool {
+	s.slots = make([]uint64, s.homes+s.overhang)
+	for i := range s.slots {
+		s.slots[i] = empty
+	}
+	at := 0
+	for _, f := range old {
+		if f != empty {
+			if at = max(at, s.home(f)); at >= len(s.slots)-1 {
+				return false
+			}
+			s.slots[at] = f
+			at++
+		}
+	}
+	return true
+}
