@@ -55,7 +55,7 @@ type firewall struct {
 // NewFleet connects the firewalls, named fw-0 and so on.
 func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	f := &Fleet{cfg: cfg, start: time.Now()}
-	sources, destinations := Zipf(max(cfg.Sources, 2), 1), Even(200, 2)
+	sources, destinations := Even(cfg.Sources, 1), Even(200, 2)
 	for i := range cfg.Firewalls {
 		w := &firewall{name: fmt.Sprint("fw-", i), fleet: f, ring: spool.NewRing(ringBytes)}
 		if _, err := rand.Read(w.boot[:]); err != nil {
@@ -176,15 +176,17 @@ func (w *firewall) run(ctx context.Context, delay time.Duration) error {
 	return g.Wait()
 }
 
-// produce makes a batch of what happened in each linger.
+// produce makes a batch of what happened in each linger or, while the bus is behind, in several.
 func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
-	owed, last := 0.0, w.fleet.clock()
+	carry, last := 0.0, w.fleet.clock()
 	for wait := delay; sleep(ctx, wait); wait = time.Duration(w.linger.Load()) {
 		now := w.fleet.clock()
-		owed += w.fleet.cfg.Rate * float64(now-last) / 1e9
-		n := int(owed)
+		due := carry + w.fleet.cfg.Rate*float64(now-last)/1e9
+		if due < fullBatch && w.behind() {
+			continue
+		}
 		w.mu.Lock()
-		data, n, err := w.load.Batch(n, last, now)
+		data, n, err := w.load.Batch(int(due), last, now)
 		if err == nil && n > 0 {
 			w.account.Read.Add(uint64(n))
 			w.account.LostRing.Add(uint64(w.ring.Put(data, n)))
@@ -193,9 +195,18 @@ func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
 		if err != nil {
 			return err
 		}
-		owed, last = max(owed-float64(n), 0), now
+		carry, last = max(due-float64(n), 0), now
 	}
 	return nil
+}
+
+// fullBatch is what a producer sends although the bus is behind.
+const fullBatch = 2048
+
+// behind reports whether the bus has not acknowledged for longer than the linger.
+func (w *firewall) behind() bool {
+	_, _, oldest := w.ring.Usage()
+	return oldest > time.Duration(w.linger.Load())
 }
 
 // report publishes health, as a producer does.
