@@ -61,7 +61,7 @@ type transfer struct {
 func newQuietConn(tcp *net.TCPConn) (*quietConn, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		tcp.Close()
+		_ = tcp.Close()
 		return nil, err
 	}
 	c := &quietConn{TCPConn: tcp, raw: raw}

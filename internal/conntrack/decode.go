@@ -151,7 +151,11 @@ func decodeEntry(p []byte, e *events.Event) error {
 	if orig.zone != 0 { // given here instead of CTA_ZONE when it holds for one direction only
 		e.Zone = orig.zone
 	}
-	e.NAT = e.Reply != e.Orig.Mirror(e.Proto, e.IPv6)
+	if e.Proto == unix.IPPROTO_ICMP || e.Proto == unix.IPPROTO_ICMPV6 {
+		e.NAT = e.Reply != e.Orig.Mirror(e.Proto, e.IPv6)
+	} else { // the same, without making the mirrored tuple: only the order changes
+		e.NAT = e.Reply.Src != e.Orig.Dst || e.Reply.Dst != e.Orig.Src || e.Reply.SrcPort != e.Orig.DstPort || e.Reply.DstPort != e.Orig.SrcPort
+	}
 	return nil
 }
 

@@ -136,7 +136,7 @@ func napFor(limit int) time.Duration {
 // When none is there Receive waits for the first, up to wait, and returns 0
 // after that.
 //
-// While events flow, Receive naps up to ten milliseconds, within wait, before it
+// While events flow, Receive naps up to 20 ms, within wait, before it
 // looks (see the package comment); the first event after a pause is delivered at
 // once. After Close it returns ErrClosed.
 func (r *Reader) Receive(wait time.Duration, fn func([]events.Event)) (int, error) {
@@ -242,6 +242,15 @@ func (c *chunk) deliver(fn func([]events.Event)) int {
 		fn(c.events[:n])
 	}
 	return n
+}
+
+// Stop makes Receive wait no more: a wait or a nap ends, and what is there is
+// received as before.
+func (r *Reader) Stop() {
+	if r.sock.acquire() == nil {
+		r.sock.waiter.stop()
+		r.sock.release()
+	}
 }
 
 // Drops is the exact number of events that the kernel could not queue since

@@ -206,6 +206,36 @@ func TestReceiveWaits(t *testing.T) {
 	}
 }
 
+// TestStopEndsWaits: after Stop nothing waits, and what is there is received.
+func TestStopEndsWaits(t *testing.T) {
+	fw := firewall(t, lab.FirewallSpec{})
+	r := open(t, fw.NS, 0)
+	ended := make(chan error)
+	go func() {
+		_, err := r.Receive(time.Minute, func([]events.Event) {})
+		ended <- err
+	}()
+	time.Sleep(20 * time.Millisecond) // into the wait; stopping before it begins must work as well
+	r.Stop()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Receive still waits")
+	}
+	for _, busy := range []bool{false, true} {
+		r.busy = busy
+		start := time.Now()
+		if n, err := r.Receive(time.Minute, nil); n != 0 || err != nil || time.Since(start) > patience {
+			t.Errorf("busy %t: %d events, %v after %s", busy, n, err, time.Since(start))
+		}
+	}
+	flood(t, fw, udp(client4, 10))
+	collect(t, r, 10)
+}
+
 func TestCloseEndsReceive(t *testing.T) {
 	fw := firewall(t, lab.FirewallSpec{})
 	for _, c := range []struct {

@@ -25,10 +25,11 @@ import (
 // it: whoever sends a message to a socket in there wakes us, and during a nap
 // nobody must.
 type waiter struct {
-	file   *os.File // of the epoll instance, as the runtime's poller knows it
-	raw    syscall.RawConn
-	ready  func(fd uintptr) bool
-	closed atomic.Bool
+	file    *os.File // of the epoll instance, as the runtime's poller knows it
+	raw     syscall.RawConn
+	ready   func(fd uintptr) bool
+	closed  atomic.Bool
+	stopped atomic.Bool
 
 	timer  int           // timerfd; setting it again clears what it has to tell
 	sock   int           // to be waited for, -1 during a nap
@@ -93,7 +94,14 @@ func (w *waiter) look(epoll uintptr) bool {
 		// Only here, after the poller has begun to take notice of us: what
 		// comes from now on is not missed.
 		w.armed = true
-		return !w.arm(int(epoll))
+		if !w.arm(epoll) {
+			return true
+		}
+		if w.stopped.Load() { // before we set the timer; after, it goes off at once
+			w.settle(epoll)
+			return true
+		}
+		return false
 	}
 	// These calls do not block: the runtime need not hear of them.
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, epoll, uintptr(unsafe.Pointer(&w.events[0])), uintptr(len(w.events)), 0, 0, 0)
@@ -103,34 +111,41 @@ func (w *waiter) look(epoll uintptr) bool {
 	if n == 0 || errno != 0 {
 		return false
 	}
-	if w.sock >= 0 {
-		if err := w.control(epoll, unix.EPOLL_CTL_DEL); err != 0 {
-			return w.fail("epoll_ctl", err)
-		}
-	}
+	w.settle(epoll)
 	return true
 }
 
 // arm sets the timer and puts the socket beside it. It reports success.
-func (w *waiter) arm(epoll int) bool {
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(w.until))}
-	if _, _, errno := unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(w.timer), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0); errno != 0 {
-		w.fail("timerfd_settime", errno)
-		return false
+func (w *waiter) arm(epoll uintptr) bool {
+	if errno := w.set(w.until); errno != 0 {
+		return !w.fail("timerfd_settime", errno)
 	}
-	if w.sock >= 0 {
-		if errno := w.control(uintptr(epoll), unix.EPOLL_CTL_ADD); errno != 0 {
-			w.fail("epoll_ctl", errno)
-			return false
-		}
-	}
-	return true
+	return w.sock < 0 || w.control(epoll, unix.EPOLL_CTL_ADD)
 }
 
-func (w *waiter) control(epoll uintptr, op uintptr) unix.Errno {
+// settle takes the socket out again.
+func (w *waiter) settle(epoll uintptr) {
+	if w.sock >= 0 {
+		w.control(epoll, unix.EPOLL_CTL_DEL)
+	}
+}
+
+func (w *waiter) set(d time.Duration) unix.Errno {
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}
+	_, _, errno := unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, uintptr(w.timer), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
+	return errno
+}
+
+func (w *waiter) control(epoll, op uintptr) bool {
 	e := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(w.sock)}
 	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, epoll, op, uintptr(w.sock), uintptr(unsafe.Pointer(&e)), 0, 0)
-	return errno
+	return errno == 0 || !w.fail("epoll_ctl", errno)
+}
+
+// stop ends a sleep, and every later one at once.
+func (w *waiter) stop() {
+	w.stopped.Store(true)
+	_ = w.set(1) // fails only where there is no timer, and nobody sleeps
 }
 
 // fail keeps the error for sleep and ends the wait.

@@ -36,7 +36,7 @@ func (p *Producer) record(r *events.Receipt, verb string) {
 	select {
 	case p.records <- rec:
 	default:
-		p.recording.Done()
+		p.recording.Add(-1)
 		p.unrecorded(&rec, fmt.Errorf("%d others wait for the bus", maxRecords))
 	}
 }
@@ -50,7 +50,7 @@ func (p *Producer) recordLoop(ctx context.Context) error {
 			return nil
 		case rec := <-p.records:
 			p.publishRecord(ctx, &rec)
-			p.recording.Done()
+			p.recording.Add(-1)
 		}
 	}
 }

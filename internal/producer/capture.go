@@ -22,14 +22,14 @@ const finalRounds = 32
 // do; the first batch after a pause goes out after the linger that was asked for.
 const busyLinger = 20 * time.Millisecond
 
-// idleWait is how long to wait for the kernel when no batch is open; it bounds
-// how late a stop is noticed.
-const idleWait = 100 * time.Millisecond
+// idleWait is how long to wait for the kernel when no batch is open.
+const idleWait = time.Second
 
 // capture moves events from the kernel into the ring until ctx ends.
 func (p *Producer) capture(ctx context.Context) error {
 	c := &capturer{p: p, header: events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}}
-	add := c.add // one function value for all rounds: making it allocates
+	defer context.AfterFunc(ctx, p.reader.Stop)() // a stop need not wait for the next event
+	add := c.add                                  // one function value for all rounds: making it allocates
 	receive := func(wait time.Duration) (int, error) {
 		n, err := p.reader.Receive(wait, add)
 		p.account.Read.Add(uint64(n))

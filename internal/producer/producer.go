@@ -116,8 +116,11 @@ type Producer struct {
 	resync    resyncer
 	flushing  sync.Mutex // one flush at a time
 	records   chan record
-	recording sync.WaitGroup // receipts that are not in the audit yet
-	attempts  atomic.Uint64  // receipts made
+	recording atomic.Int64    // receipts that are not in the audit yet
+	attempts  atomic.Uint64   // receipts made
+	life      context.Context // ends with Run
+	end       context.CancelFunc
+	later     sync.WaitGroup // what goes on after the command that it belongs to
 	changed   chan struct{}  // the connection to the bus came or went
 	throttle  daemon.Throttle
 	metrics   metrics
@@ -143,6 +146,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	p.linger.Store(int64(opt.Linger))
 	p.ring, p.snapRing = spool.NewRing(opt.RingBytes), spool.NewRing(snapshotRingBytes)
 	p.records, p.changed = make(chan record, maxRecords), make(chan struct{}, 1)
+	p.life, p.end = context.WithCancel(context.Background())
 	p.resync.init()
 	if opt.NetNS != "" {
 		ns, err := host.OpenNamespace(opt.NetNS)
@@ -239,11 +243,8 @@ func (p *Producer) Run(ctx context.Context) error {
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}
-	recorded := make(chan struct{})
-	go func() { p.recording.Wait(); close(recorded) }()
-	select {
-	case <-recorded:
-	case <-time.After(time.Until(deadline)):
+	for p.recording.Load() > 0 && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
 	}
 	p.sendHealth(true)
 	stopPumps()
@@ -251,6 +252,8 @@ func (p *Producer) Run(ctx context.Context) error {
 }
 
 func (p *Producer) close() {
+	p.end()
+	p.later.Wait()
 	p.reader.Close()
 	p.table.close()
 	p.conn.Close()

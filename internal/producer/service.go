@@ -85,7 +85,8 @@ func (p *Producer) handleFlush(data []byte) (events.Message, error) {
 		"matched", r.Matched, "deleted", r.Deleted, "gone", r.Gone, "refused", r.Refused, "error", r.Error, "ms", r.DurationMS)
 	p.record(r, events.VerbFlush)
 	if r.Error == "" && r.Deleted > 0 {
-		go p.residual(*r, match)
+		receipt := *r // r itself is the answer now
+		p.later.Go(func() { p.residual(receipt, match) })
 	}
 	return r, nil
 }
@@ -143,8 +144,10 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 // residual counts what matches again a moment later and records it under the
 // same id: with tcp_loose=1 a routed TCP connection is back with its next packet.
 func (p *Producer) residual(r events.Receipt, m conntrack.Match) {
-	time.Sleep(residualAfter)
-	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	if !sleep(p.life, residualAfter) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.life, flushTime)
 	defer cancel()
 	conn, err := conntrack.Dial(p.ns)
 	if err != nil {
