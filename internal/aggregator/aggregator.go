@@ -71,6 +71,7 @@ type Aggregator struct {
 	heard    time.Time // local time of the last stream message
 	judged   time.Time // local time when the firewalls were last judged
 	lag      uint64    // stream messages behind
+	pacer    pacer
 	decoder  events.Decoder
 	batch    events.Batch
 	throttle daemon.Throttle

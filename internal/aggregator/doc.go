@@ -9,7 +9,8 @@
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
 //	view.go         the answers to questions, for the bus and for HTTP
-//	upkeep.go       resyncs where active is not known, the fleet's pace
+//	upkeep.go       resyncs where active is not known
+//	pace.go         how long the fleet's producers shall linger
 //	metrics.go      totals for Prometheus; addresses belong to the API
 //
 // One goroutine counts and judges; whoever asks takes the same lock. A breach

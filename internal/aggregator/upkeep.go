@@ -25,9 +25,6 @@ const (
 	// paceLook how often whether it has to be another.
 	paceInterval = 5 * time.Second
 	paceLook     = 200 * time.Millisecond
-	// fleetMessages is how many messages a second all firewalls together may
-	// send: a server was healthy at twice as many.
-	fleetMessages = 10_000
 )
 
 // upkeepLoop asks for resyncs where active is not known, and sets the pace.
@@ -35,7 +32,7 @@ func (a *Aggregator) upkeepLoop(ctx context.Context) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	var looked, paced, next time.Time
-	var said uint32
+	var said events.Pace
 	for {
 		select {
 		case <-ctx.Done():
@@ -47,8 +44,8 @@ func (a *Aggregator) upkeepLoop(ctx context.Context) error {
 			if now.Sub(looked) >= paceLook {
 				looked = now
 				// A fleet that comes all at once needs it at once.
-				if pace := a.pace(now); pace.LingerMS != said || now.Sub(paced) >= paceInterval {
-					paced, said = now, pace.LingerMS
+				if pace := a.announce(now); *pace != said || now.Sub(paced) >= paceInterval {
+					paced, said = now, *pace
 					if err := a.conn.Send(events.SubjectPace, pace); err != nil {
 						a.log.Debug("cannot announce the pace", "error", err)
 					}
@@ -98,20 +95,6 @@ func (a *Aggregator) askResync(ctx context.Context, name string) bool {
 		return false
 	}
 	return r.Accepted
-}
-
-// pace is how long producers shall linger so that the fleet stays under
-// fleetMessages.
-func (a *Aggregator) pace(now time.Time) *events.Pace {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	fleet := 0
-	for _, f := range a.fleet {
-		if f.state(now) == events.StateFresh {
-			fleet++
-		}
-	}
-	return &events.Pace{LingerMS: uint32(min(fleet*1000/fleetMessages, events.MaxLingerMS)), Fleet: uint32(fleet)}
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -69,7 +69,7 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 			First: uint32(i * cfg.Sources), Count: uint32(cfg.Sources),
 		})
 		bc := cfg.Bus
-		bc.Role, bc.Name, bc.Log = "producer", w.name, cfg.Log
+		bc.Role, bc.Name, bc.Direct, bc.Log = "producer", w.name, true, cfg.Log
 		conn, err := bus.Connect(bc)
 		if err != nil {
 			f.close()
