@@ -88,7 +88,7 @@ func (t *Table) weight(p place, enough uint64) (sum uint64) {
 			sum = max(sum, uint64(max(v, -v)))
 		}
 	}
-	for s := Series(0); s < 2; s++ {
+	for s := range Series(2) {
 		r, ok := p.series(s)
 		if !ok {
 			break
