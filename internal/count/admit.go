@@ -78,14 +78,6 @@ func (c *Counter) Admit(firewall string, b *events.Batch, stream int64) error {
 	if run == nil {
 		return err
 	}
-	switch run.live.hear(b.Seq) {
-	case duplicate:
-		f.duplicates++
-		return nil
-	case tooOld:
-		f.tooOld++
-		return nil
-	}
 	run.clock.observe(b.Sent, stream, b.Clean)
 	run.hear(b, stream)
 	f.batches++
@@ -111,14 +103,6 @@ func (c *Counter) AdmitSnapshot(firewall string, b *events.Batch, stream int64) 
 	f, run, err := c.receive(firewall, b, stream, true)
 	if run == nil {
 		return err
-	}
-	switch run.snapshots.hear(b.Seq) {
-	case duplicate:
-		f.duplicates++
-		return nil
-	case tooOld:
-		f.tooOld++
-		return nil
 	}
 	id := epochOf(run, b.Epoch)
 	c.meet(f, run, id, stream)
@@ -147,7 +131,7 @@ func (c *Counter) AdmitSnapshot(firewall string, b *events.Batch, stream int64) 
 }
 
 // receive checks a batch and finds its sender and boot. A nil boot means that
-// the batch goes no further.
+// the batch goes no further: it is refused, or was seen before.
 func (c *Counter) receive(name string, b *events.Batch, stream int64, snapshot bool) (*firewall, *boot, error) {
 	f, err := c.sender(name)
 	if err != nil {
@@ -173,6 +157,18 @@ func (c *Counter) receive(name string, b *events.Batch, stream int64, snapshot b
 	run := f.boot(b.Boot)
 	if run == f.newest {
 		f.realm = b.Realm
+	}
+	heard := &run.live
+	if snapshot {
+		heard = &run.snapshots
+	}
+	switch heard.hear(b.Seq) {
+	case duplicate:
+		f.duplicates++
+		return f, nil, nil
+	case tooOld:
+		f.tooOld++
+		return f, nil, nil
 	}
 	return f, run, nil
 }
