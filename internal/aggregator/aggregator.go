@@ -56,11 +56,12 @@ type Aggregator struct {
 	log  *slog.Logger
 	conn *bus.Conn
 
+	outbox *bus.Outbox // alerts on their way
+
 	windows []time.Duration
 	levels  []int // the rule of each of the counter's levels
 
 	intake chan message
-	alerts chan *events.Alert
 
 	mu       sync.Mutex // guards what follows
 	counter  *count.Counter
@@ -92,7 +93,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), alerts: make(chan *events.Alert, 4096),
+		intake: make(chan message, 1024),
 	}
 	rules := slices.Concat(file.Rules, alarms)
 	var err error
@@ -126,6 +127,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if a.conn, err = bus.Connect(busCfg); err != nil {
 		return nil, err
 	}
+	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
 }
@@ -179,7 +181,7 @@ func (a *Aggregator) Run(ctx context.Context) error {
 		return a.conn.Follow(ctx, bus.StreamSnapshots, bus.FollowFrom{Time: a.replay.from.Add(snapshotMargin)}, a.enqueue(ctx, true))
 	})
 	g.Go(func() error { return a.work(ctx) })
-	g.Go(func() error { return a.publishLoop(ctx) })
+	g.Go(func() error { return a.outbox.Run(ctx) })
 	g.Go(func() error { return a.upkeepLoop(ctx) })
 	return g.Wait()
 }

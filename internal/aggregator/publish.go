@@ -2,10 +2,10 @@ package aggregator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -14,19 +14,44 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// publish makes alerts of transitions and hands them to publishLoop, in order.
+// waitingAlerts is how many alerts may wait for the bus.
+const waitingAlerts = 4096
+
+// publish makes alerts of transitions and hands them to the outbox.
 func (a *Aggregator) publish(transitions []rule.Transition) {
 	for i := range transitions {
-		alert := a.alert(&transitions[i])
-		select {
-		case a.alerts <- alert:
-		default:
-			// The bus is away and thousands of alerts wait. What stays over its
-			// threshold is reported again.
-			a.dropped.Inc()
-			a.throttle.Warn(a.log, "too many alerts wait for the bus, dropped one", "alert", alert.ID)
-		}
+		a.send(a.alert(&transitions[i]))
 	}
+}
+
+// send hands an alert to the outbox.
+func (a *Aggregator) send(al *events.Alert) {
+	a.log.Info(al.State, "alert", al.Text, "id", al.ID)
+	a.fired.WithLabelValues(al.State, al.Severity).Inc()
+	// Two aggregators count the same stream and make the same alert: the stream
+	// keeps the first.
+	id := fmt.Sprintf("%s:%s:%d", al.ID, al.State, al.Updated)
+	subject := alertSubject(al)
+	if err := a.outbox.Put(subject, id, about(subject), al); err != nil {
+		// The bus is away and thousands of alerts wait. What stays over its
+		// threshold is reported again.
+		a.dropAlert(subject, err)
+	}
+}
+
+func (a *Aggregator) dropAlert(subject string, err error) {
+	a.dropped.Inc()
+	a.throttle.Warn(a.log, "an alert cannot be published", "subject", subject, "error", err)
+}
+
+// about is what the alerts on a subject are about: rule, scope and key, whether
+// they fire or are resolved; "" for a subject that is none of theirs.
+func about(subject string) string {
+	tail := events.SubjectTail(subject, events.SubjectAlerts)
+	if len(tail) != 4 {
+		return ""
+	}
+	return strings.Join(tail[1:], ".")
 }
 
 // alert describes a transition with what is known at this moment.
@@ -147,38 +172,6 @@ func alertSubject(a *events.Alert) string {
 	return events.AlertSubject(a.State, a.Rule, a.Scope, key)
 }
 
-// publishLoop publishes alerts in order, each until the bus has it.
-func (a *Aggregator) publishLoop(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case al := <-a.alerts:
-			a.log.Info(al.State, "alert", al.Text, "id", al.ID)
-			a.fired.WithLabelValues(al.State, al.Severity).Inc()
-			// Two aggregators count the same stream and make the same alert:
-			// the stream keeps the first.
-			id := fmt.Sprintf("%s:%s:%d", al.ID, al.State, al.Updated)
-			for {
-				err := a.conn.PublishMessage(ctx, alertSubject(al), id, al)
-				if err == nil || ctx.Err() != nil {
-					break
-				}
-				if errors.Is(err, bus.ErrPermanent) {
-					a.dropped.Inc()
-					a.log.Error("an alert cannot be published", "alert", al.Text, "error", err)
-					break
-				}
-				a.throttle.Warn(a.log, "cannot publish an alert, retrying", "error", err)
-				select {
-				case <-ctx.Done():
-				case <-time.After(200 * time.Millisecond):
-				}
-			}
-		}
-	}
-}
-
 // adopt takes over the alerts that were firing when this aggregator, or the one
 // before it, stopped: they are neither fired again nor forgotten.
 func (a *Aggregator) adopt(ctx context.Context) error {
@@ -189,13 +182,9 @@ func (a *Aggregator) adopt(ctx context.Context) error {
 	// The newest message of an alert's two subjects says how it stands.
 	newest := map[string]bus.Msg{}
 	for _, m := range last {
-		tail := events.SubjectTail(m.Subject, events.SubjectAlerts)
-		if len(tail) != 4 {
-			continue
-		}
-		about := tail[1] + "." + tail[2] + "." + tail[3]
-		if had, ok := newest[about]; !ok || had.Seq < m.Seq {
-			newest[about] = m
+		what := about(m.Subject)
+		if had, ok := newest[what]; what != "" && (!ok || had.Seq < m.Seq) {
+			newest[what] = m
 		}
 	}
 	a.mu.Lock()
@@ -222,11 +211,7 @@ func (a *Aggregator) adopt(ctx context.Context) error {
 			a.log.Info("resolving an alert without a rule", "alert", al.ID, "reason", err)
 			al.State, al.Text = events.Resolved, al.Rule+": the rule is no more"
 			al.Updated = max(al.Updated+1, time.Now().UnixMilli())
-			select {
-			case a.alerts <- &al:
-			default:
-				a.dropped.Inc()
-			}
+			a.send(&al)
 		}
 	}
 	return nil

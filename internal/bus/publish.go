@@ -85,6 +85,11 @@ func (p *Publisher) Close() {
 // repetitions. token comes back in the result. An error means that the message
 // has to be sent again, or with [ErrPermanent] that this cannot help.
 func (p *Publisher) Publish(token uint64, id string, data []byte) error {
+	return p.publish(p.msg.Subject, token, id, data)
+}
+
+func (p *Publisher) publish(subject string, token uint64, id string, data []byte) error {
+	p.msg.Subject = subject
 	p.reply = strconv.AppendUint(append(p.reply[:0], p.inbox...), token, 36)
 	p.msg.Reply = string(p.reply)
 	p.msg.Header[nats.MsgIdHdr][0] = id

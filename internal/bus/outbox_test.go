@@ -1,0 +1,91 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// TestOutbox publishes while the server is stopped and started: everything arrives, once, in order where it is about the same thing; and
+// what can never be published is said and stands in nobody's way.
+func TestOutbox(t *testing.T) {
+	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
+	if _, err := c.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	var refused atomic.Int64
+	o := c.NewOutbox(4096, func(subject string, err error) {
+		if !strings.Contains(subject, ".large.") || err == nil {
+			t.Errorf("refused: %s: %v", subject, err)
+		}
+		refused.Add(1)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := o.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	const things, each = 20, 30
+	put := func(rule string, n int, text string) {
+		t.Helper()
+		a := &events.Alert{ID: rule, Rule: rule, State: events.Firing, Scope: "fleet", Realm: "default", Key: "192.0.2.1", Track: "by_src", Metric: "new", Value: float64(n), Text: text}
+		if err := o.Put(events.AlertSubject(a.State, rule, a.Scope, "192-0-2-1"), fmt.Sprint(rule, ":", n), rule, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range each {
+		for thing := range things {
+			put(fmt.Sprint("rule-", thing), n, "")
+		}
+		switch n {
+		case 5:
+			put("large", n, strings.Repeat("x", events.MaxMessageBytes))
+		case 10:
+			s.Stop()
+		case 20:
+			time.Sleep(300 * time.Millisecond)
+			if err := s.Start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	seen, total := map[string]float64{}, 0
+	follow, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	defer stop()
+	_ = c.Follow(follow, StreamAlerts, FollowFrom{All: true}, func(m Msg) {
+		var a events.Alert
+		if err := events.Unmarshal(m.Data, &a); err != nil {
+			t.Error(err)
+		}
+		if a.Value != seen[a.Rule] {
+			t.Errorf("%s: %v came, want %v", a.Rule, a.Value, seen[a.Rule])
+		}
+		seen[a.Rule] = a.Value + 1
+		if total++; total == things*each {
+			stop()
+		}
+	})
+	if total != things*each || refused.Load() != 1 {
+		t.Errorf("%d of %d messages arrived, %d were refused", total, things*each, refused.Load())
+	}
+	cancel()
+	wg.Wait()
+	full := c.NewOutbox(1, nil)
+	for want := error(nil); ; want = ErrFull {
+		if err := full.Put("x", "", "", &events.Pace{}); err != want {
+			t.Errorf("put: %v, want %v", err, want)
+		}
+		if want != nil {
+			break
+		}
+	}
+}
