@@ -61,6 +61,7 @@ type Reader struct {
 	box     *mailbox
 	chunk   chunk
 	busy    bool // the last look found events: nap before the next
+	more    bool // and left some: do not
 	nap     time.Duration
 	wanted  int
 	granted int
@@ -144,7 +145,7 @@ func (r *Reader) Receive(wait time.Duration, fn func([]events.Event)) (int, erro
 		return 0, err
 	}
 	defer r.sock.release()
-	if r.busy && wait > 0 {
+	if r.busy && !r.more && wait > 0 {
 		nap := min(r.nap, wait)
 		if err := r.sock.waiter.nap(nap); err != nil {
 			return 0, r.waitError(err)
@@ -175,13 +176,14 @@ func (r *Reader) waitError(err error) error {
 // drain delivers what has arrived. A recvmmsg that is not filled has emptied
 // the socket, near enough: what came since waits for the next call.
 func (r *Reader) drain(fn func([]events.Event)) (delivered int, err error) {
+	r.more = false
 	for range maxRounds {
 		n, err := r.box.receive(r.sock, unix.MSG_DONTWAIT)
 		if err != nil {
 			return delivered, fmt.Errorf("receive events: %w", err)
 		}
 		if n == 0 {
-			break
+			return delivered, nil
 		}
 		r.chunk.now = Monotonic()
 		bad := 0
@@ -199,9 +201,10 @@ func (r *Reader) drain(fn func([]events.Event)) (delivered int, err error) {
 			r.undecodable.Add(uint64(bad))
 		}
 		if n < vector {
-			break
+			return delivered, nil
 		}
 	}
+	r.more = true
 	return delivered, nil
 }
 

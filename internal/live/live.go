@@ -45,6 +45,7 @@ func (t *Table) Len() int { return max(t.held.n, t.next.n) }
 // was running is given up.
 func (t *Table) Begin() {
 	t.next, t.ended, t.dumping = set{}, set{}, true
+	t.next.reserve(t.held.n) // it will hold about as many
 }
 
 // End makes the new epoch the one that counts.
@@ -131,7 +132,7 @@ func (t *Table) ExistingAll(rows []events.Event) []events.Event {
 }
 
 // Bytes is what the sets take.
-func (t *Table) Bytes() int { return 8 * (cap(t.held.slots) + cap(t.next.slots) + cap(t.ended.slots)) }
+func (t *Table) Bytes() int { return t.held.bytes() + t.next.bytes() + t.ended.bytes() }
 
 // fingerprint is never all ones, which marks an empty slot.
 func (t *Table) fingerprint(e *events.Event) uint64 {

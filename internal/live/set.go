@@ -2,14 +2,74 @@ package live
 
 import "math/bits"
 
-// set is a hash set of fingerprints, kept as a sorted array with gaps: a
-// fingerprint belongs to the slot that lies where it lies among all 64-bit
-// numbers, and stands there or a little behind, in the order of all. So a search
-// is one comparison per slot, whether it finds or not; a table that is read from
-// its beginning to its end fills another one in that order too; and any number
-// of slots will do. While it grows the set is between 52 and 75 percent full:
-// 10.7 to 15.4 bytes for each fingerprint.
+// set is a hash set of fingerprints in segments: by their highest bits each
+// belongs to one. A set of ten million grows in steps of milliseconds, where one
+// array would hold up everybody for half a second.
 type set struct {
+	segments [1 << segmentBits]segment
+	n        int
+}
+
+const segmentBits = 6
+
+func (s *set) of(f uint64) *segment { return &s.segments[f>>(64-segmentBits)] }
+
+// touch reads the slot that each fingerprint belongs to. The caller keeps the
+// result: a read whose value nobody wants may be left out.
+func (s *set) touch(prints []uint64) (any uint64) {
+	for _, f := range prints {
+		if g := s.of(f); g.n > 0 {
+			any |= g.slots[g.home(f)]
+		}
+	}
+	return any
+}
+
+// reserve makes room for n fingerprints in an empty set.
+func (s *set) reserve(n int) {
+	each := uint64(n) / uint64(len(s.segments)) * 3 / 2
+	for i := range s.segments {
+		if each > minHomes {
+			s.segments[i].resize(each)
+		}
+	}
+}
+
+func (s *set) has(f uint64) bool { return s.of(f).has(f) }
+
+// add reports whether f was not there.
+func (s *set) add(f uint64) bool {
+	if !s.of(f).add(f) {
+		return false
+	}
+	s.n++
+	return true
+}
+
+// remove reports whether f was there.
+func (s *set) remove(f uint64) bool {
+	if !s.of(f).remove(f) {
+		return false
+	}
+	s.n--
+	return true
+}
+
+// bytes is what all slots take.
+func (s *set) bytes() (n int) {
+	for i := range s.segments {
+		n += 8 * len(s.segments[i].slots)
+	}
+	return n
+}
+
+// segment is a sorted array with gaps: a fingerprint belongs to the slot that
+// lies where it lies among all of the segment, and stands there or a little
+// behind, in the order of all. So a search is one comparison per slot, whether it
+// finds or not; a segment that is read from its beginning to its end fills
+// another one in that order too; and any number of slots will do. While it grows
+// it is between 52 and 75 percent full: 10.7 to 15.4 bytes for each fingerprint.
+type segment struct {
 	slots    []uint64 // homes, and behind them room for what the last ones push out
 	homes    uint64
 	overhang uint64 // of the slots; the last is always empty
@@ -18,37 +78,25 @@ type set struct {
 
 const (
 	empty       = ^uint64(0) // greater than every fingerprint: a search ends there
-	minHomes    = 1024
-	minOverhang = 128 // the key is random, so nobody can make a run that long
+	minHomes    = 64
+	minOverhang = 32 // the key is random, so nobody can make a run that long
 )
 
 // home is where f belongs: the first slot that it may stand in.
-func (s *set) home(f uint64) int {
-	hi, _ := bits.Mul64(f, s.homes)
+func (s *segment) home(f uint64) int {
+	hi, _ := bits.Mul64(f<<segmentBits, s.homes)
 	return int(hi)
 }
 
-// touch reads the slot that each fingerprint belongs to. The caller keeps the
-// result: a read whose value nobody wants may be left out.
-func (s *set) touch(prints []uint64) (any uint64) {
-	if s.n == 0 {
-		return 0
-	}
-	for _, f := range prints {
-		any |= s.slots[s.home(f)]
-	}
-	return any
-}
-
 // find returns where f stands, or would.
-func (s *set) find(f uint64) (i int, ok bool) {
+func (s *segment) find(f uint64) (i int, ok bool) {
 	slots := s.slots
 	for i = s.home(f); slots[i] < f; i++ {
 	}
 	return i, slots[i] == f
 }
 
-func (s *set) has(f uint64) bool {
+func (s *segment) has(f uint64) bool {
 	if s.n == 0 {
 		return false
 	}
@@ -57,7 +105,7 @@ func (s *set) has(f uint64) bool {
 }
 
 // add reports whether f was not there.
-func (s *set) add(f uint64) bool {
+func (s *segment) add(f uint64) bool {
 	if uint64(s.n) >= s.homes/4*3 {
 		s.resize(max(minHomes, s.homes+s.homes*7/16))
 	}
@@ -74,7 +122,7 @@ func (s *set) add(f uint64) bool {
 }
 
 // insert puts f into slot i and moves what stands there up to the next gap.
-func (s *set) insert(i int, f uint64) {
+func (s *segment) insert(i int, f uint64) {
 	slots := s.slots[i:]
 	for i := range slots {
 		slots[i], f = f, slots[i]
@@ -85,7 +133,7 @@ func (s *set) insert(i int, f uint64) {
 }
 
 // remove reports whether f was there.
-func (s *set) remove(f uint64) bool {
+func (s *segment) remove(f uint64) bool {
 	if s.n == 0 {
 		return false
 	}
@@ -107,7 +155,7 @@ func (s *set) remove(f uint64) bool {
 	return true
 }
 
-func (s *set) resize(homes uint64) {
+func (s *segment) resize(homes uint64) {
 	old := s.slots
 	s.homes, s.overhang = homes, max(s.overhang, minOverhang)
 	for !s.fill(old) {
@@ -118,7 +166,7 @@ func (s *set) resize(homes uint64) {
 // fill makes new slots and puts the old ones' fingerprints into them: in order,
 // so each stands behind the one before or at home. It reports false when they
 // reach the last slot.
-func (s *set) fill(old []uint64) bool {
+func (s *segment) fill(old []uint64) bool {
 	s.slots = make([]uint64, s.homes+s.overhang)
 	for i := range s.slots {
 		s.slots[i] = empty
