@@ -20,7 +20,7 @@ type oracle struct {
 // witnessed is one live event, when it happened by the rule of ADR 0004, and when
 // it really did, on the stream's clock.
 type witnessed struct {
-	e        events.Event
+	e          events.Event
 	at, really int64
 }
 

@@ -22,6 +22,9 @@ const finalRounds = 32
 // do; the first batch after a pause goes out after the linger that was asked for.
 const busyLinger = 20 * time.Millisecond
 
+// behindLinger is the same while the bus is behind (see [spool.Ring.Behind]).
+const behindLinger = time.Second
+
 // idleWait is how long to wait for the kernel when no batch is open.
 const idleWait = time.Second
 
@@ -47,6 +50,9 @@ func (p *Producer) capture(ctx context.Context) error {
 		linger := p.linger.Load()
 		if busy {
 			linger = max(linger, int64(busyLinger))
+		}
+		if p.ring.Behind() {
+			linger = max(linger, int64(behindLinger))
 		}
 		// Under load the reader naps within wait, and the nap is the linger: an
 		// event that came when it began has waited long enough when it ends.

@@ -186,6 +186,18 @@ func (r *Ring) overdue(after time.Duration) bool {
 	return r.head < r.next && time.Since(r.items[r.head].sent) > after
 }
 
+// slowAck is far beyond what an acknowledgement takes, also around the world.
+const slowAck = 250 * time.Millisecond
+
+// Behind reports whether the oldest batch has been here for so long that the
+// bus is away or cannot keep up. Whoever fills the ring makes fewer and larger
+// batches then: what a server cannot carry is messages, more than what is in
+// them, and a fleet that comes all at once must not drown it.
+func (r *Ring) Behind() bool {
+	_, _, oldest := r.Usage()
+	return oldest > slowAck
+}
+
 // rewind makes every batch that is here unsent again.
 func (r *Ring) rewind() {
 	r.mu.Lock()

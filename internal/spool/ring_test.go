@@ -266,6 +266,32 @@ func (m *model) ack(seq uint64) int {
 	return n
 }
 
+// TestBehind: a bus that answers within a quarter of a second keeps up.
+func TestBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := NewRing(1 << 20)
+		is := func(what string, want bool) {
+			t.Helper()
+			if got := r.Behind(); got != want {
+				t.Errorf("%s: behind is %v", what, got)
+			}
+		}
+		is("empty", false)
+		r.Put([]byte("a"), 1)
+		r.Put([]byte("b"), 1)
+		time.Sleep(slowAck)
+		is("after a quarter of a second", false)
+		time.Sleep(time.Millisecond)
+		is("a moment later", true)
+		it, _ := r.take()
+		r.ack(it.seq)
+		is("with another one waiting as long", true)
+		it, _ = r.take()
+		r.ack(it.seq)
+		is("when all is acknowledged", false)
+	})
+}
+
 // TestRingAgainstModel does the same random operations on the ring and on its
 // model and compares all that can be seen, contents included: recycled memory
 // must not show through.

@@ -182,7 +182,7 @@ func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
 	for wait := delay; sleep(ctx, wait); wait = time.Duration(w.linger.Load()) {
 		now := w.fleet.clock()
 		due := carry + w.fleet.cfg.Rate*float64(now-last)/1e9
-		if due < fullBatch && w.behind() {
+		if due < fullBatch && w.ring.Behind() {
 			continue
 		}
 		w.mu.Lock()
@@ -202,12 +202,6 @@ func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
 
 // fullBatch is what a producer sends although the bus is behind.
 const fullBatch = 2048
-
-// behind reports whether the bus has not acknowledged for longer than the linger.
-func (w *firewall) behind() bool {
-	_, _, oldest := w.ring.Usage()
-	return oldest > time.Duration(w.linger.Load())
-}
 
 // report publishes health, as a producer does.
 func (w *firewall) report(ctx context.Context, delay time.Duration) error {
