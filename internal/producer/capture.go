@@ -20,7 +20,7 @@ const finalRounds = 32
 // busyLinger is how long a batch stays open at least while events keep coming. A
 // round of nap, publish and acknowledgement costs as much as two hundred events
 // do; the first batch after a pause goes out after the linger that was asked for.
-const busyLinger = 20 * time.Millisecond
+const busyLinger = 25 * time.Millisecond
 
 // idleWait is how long to wait for the kernel when no batch is open.
 const idleWait = time.Second
