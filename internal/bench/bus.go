@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 )
 
-// startBus starts a NATS server with all streams in memory and connects to it.
+// streams are kept in memory, so that a disk is no part of what is measured.
+var streams = bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}
+
+// startBus starts a NATS server with all streams and connects to it.
 func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop func(), err error) {
 	if server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true}); err != nil {
 		return nil, nil, nil, err
@@ -17,9 +23,23 @@ func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop fun
 		return nil, nil, nil, err
 	}
 	stop = func() { conn.Close(); server.Close() }
-	if _, err = conn.Bootstrap(ctx, bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
+	if _, err = conn.Bootstrap(ctx, streams, false); err != nil {
 		stop()
 		return nil, nil, nil, err
 	}
 	return server, conn, stop, nil
+}
+
+// serve is a child process that is a NATS server with all streams.
+func serve(ctx context.Context) error {
+	server, _, stop, err := startBus(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	fmt.Println("ready", server.URL())
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		fmt.Println("{}")
+	}
+	return nil
 }

@@ -7,112 +7,78 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/conntrack"
-	"github.com/ti-mo/netfilter"
-	"golang.org/x/sync/errgroup"
-
-	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/host"
-	"github.com/ctfleet/ctfleet/internal/producer"
-	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // Roles of competitors.
 const (
 	roleProducer = "producer" // the whole producer: socket to acknowledged batch
+	roleDrain    = "drain"    // recvmmsg alone: receives and looks at nothing
+	roleBlocking = "blocking" // poll and one recvmsg per event, as a simple reader does
 	roleTimo     = "timo"     // ti-mo/conntrack's Listen: receives and does nothing
+	roleTool     = "tool"     // conntrack -E >/dev/null, a program of its own
+	roleServer   = "server"   // no competitor: a NATS server that shall not run in this process
 )
 
 // mark is what a competitor has done and used so far.
 type mark struct {
-	Events uint64        `json:"events"`
-	Lost   uint64        `json:"lost"`
-	CPU    time.Duration `json:"cpu"`
+	Events  uint64        `json:"events"` // received, by the producer: acknowledged; the tool does not say
+	Lost    uint64        `json:"lost"`
+	CPU     time.Duration `json:"cpu"`
+	Mallocs uint64        `json:"mallocs"`
+
+	// Of the producer.
+	Live    uint64 `json:"live"`
+	Resyncs uint64 `json:"resyncs"`
 }
 
-// compete runs a competitor until standard input ends. It prints "ready", then
-// answers each line with a mark.
+// compete runs a competitor until standard input ends. It prints "ready" and
+// perhaps a word more, then answers each line with a mark.
 func compete(ctx context.Context, role, netns, url string) error {
+	if role == roleServer {
+		return serve(ctx)
+	}
 	ns, err := host.OpenNamespace(netns)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	var progress func() mark
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	g, ctx := errgroup.WithContext(ctx)
+	end := func() error { return nil }
 	switch role {
 	case roleProducer:
-		opt := producer.Options{Name: "fw-a", Realm: events.RealmDefault, Trust: "none", BufferBytes: 64 << 20, Linger: 10 * time.Millisecond, RingBytes: 64 << 20}
-		p, err := producer.New(opt, producer.Dependencies{Bus: bus.Config{Flags: bus.Flags{NATSURL: url}}, Namespace: ns, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			return err
-		}
-		g.Go(func() error { return p.Run(ctx) })
-		for p.Ready() != nil {
-			time.Sleep(10 * time.Millisecond)
-		}
-		progress = func() mark { s := p.Stream(); return mark{Events: s.Published, Lost: s.Lost()} }
+		progress, end, err = produce(ctx, ns, url)
+	case roleDrain:
+		progress, err = drain(ns)
+	case roleBlocking:
+		progress, err = block(ns)
 	case roleTimo:
-		if progress, err = listen(ns); err != nil {
-			return err
-		}
+		progress, err = listen(ns)
 	default:
-		return fmt.Errorf("no competitor is called %q", role)
+		err = fmt.Errorf("no competitor is called %q", role)
+	}
+	if err != nil {
+		return err
 	}
 	fmt.Println("ready")
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		m := progress()
 		m.CPU = cpu()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		m.Mallocs = mem.Mallocs
 		if err := json.NewEncoder(os.Stdout).Encode(m); err != nil {
 			return err
 		}
 	}
-	stop()
-	return g.Wait()
-}
-
-// listen receives events the way ti-mo/conntrack's users do, with as large a
-// buffer as ours.
-func listen(ns *host.Namespace) (func() mark, error) {
-	var conn *conntrack.Conn
-	err := ns.Do(func() (err error) {
-		conn, err = conntrack.Dial(&netlink.Config{})
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := conn.SetReadBuffer(64 << 20); err != nil {
-		return nil, err
-	}
-	received := make(chan conntrack.Event, 4096)
-	failed, err := conn.Listen(received, 1, []netfilter.NetlinkGroup{netfilter.GroupCTNew, netfilter.GroupCTDestroy})
-	if err != nil {
-		return nil, err
-	}
-	var n atomic.Uint64
-	go func() {
-		for range received {
-			n.Add(1)
-		}
-	}()
-	go func() {
-		for err := range failed {
-			fmt.Fprintln(os.Stderr, "ti-mo Listen:", err)
-		}
-	}()
-	return func() mark { return mark{Events: n.Load()} }, nil
+	return end()
 }
 
 // cpu is the processor time of this process, user and system.
@@ -124,36 +90,57 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// competitor is a running child process.
+// rival is a running competitor.
+type rival interface {
+	mark() (mark, error)
+	pid() int
+	stop() error
+}
+
+// start runs a competitor in a namespace.
+func start(ctx context.Context, role string, ns *host.Namespace, url string) (rival, error) {
+	if role == roleTool {
+		return startTool(ctx, ns)
+	}
+	c, _, err := startSelf(ctx, "-role", role, "-netns", ns.Path(), "-nats-url", url)
+	if err != nil {
+		return nil, err // not a nil competitor in an interface
+	}
+	return c, nil
+}
+
+// competitor is a child process of this program.
 type competitor struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Reader
 }
 
-func start(ctx context.Context, role string, ns *host.Namespace, url string) (*competitor, error) {
+// startSelf runs this program again and returns what it said when it was ready.
+func startSelf(ctx context.Context, args ...string) (*competitor, string, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	c := &competitor{cmd: exec.CommandContext(ctx, self, "-role", role, "-netns", ns.Path(), "-nats-url", url)}
+	c := &competitor{cmd: exec.CommandContext(ctx, self, args...)}
 	c.cmd.Stderr = os.Stderr
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	c.out = bufio.NewReader(out)
 	if err := c.cmd.Start(); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	line, err := c.out.ReadString('\n')
-	if err != nil || strings.TrimSpace(line) != "ready" {
-		return nil, fmt.Errorf("%s did not start: %q: %w", role, line, errors.Join(err, c.stop()))
+	word, ok := strings.CutPrefix(line, "ready")
+	if err != nil || !ok {
+		return nil, "", fmt.Errorf("%s did not start: %q: %w", strings.Join(args, " "), line, errors.Join(err, c.stop()))
 	}
-	return c, nil
+	return c, strings.TrimSpace(word), nil
 }
 
 func (c *competitor) mark() (m mark, err error) {
@@ -167,6 +154,21 @@ func (c *competitor) mark() (m mark, err error) {
 	return m, json.Unmarshal(line, &m)
 }
 
+func (c *competitor) pid() int { return c.cmd.Process.Pid }
+
 func (c *competitor) stop() error {
 	return errors.Join(c.in.Close(), c.cmd.Wait())
+}
+
+// settled waits until a competitor has received want events since before, or
+// nothing more comes, and returns its mark then.
+func settled(c rival, before mark, want uint64) (mark, error) {
+	for last := before; ; {
+		time.Sleep(500 * time.Millisecond)
+		now, err := c.mark()
+		if err != nil || now.Events-before.Events >= want || now.Events == last.Events && now.CPU-last.CPU < 50*time.Millisecond {
+			return now, err
+		}
+		last = now
+	}
 }

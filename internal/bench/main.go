@@ -1,14 +1,17 @@
 // Command bench measures what ctfleet promises, as ratios against a competitor
 // in the same run, and prints one table. A missed target stays in the table as
-// missed. It needs root; `make bench` runs it.
+// missed, with the reason below it. It needs root; `make bench` runs it and
+// writes the table into docs/performance.md.
 //
 // Competitors run as processes of their own, so that the CPU time of one is not
 // that of the traffic generator or of the NATS server. Runs are paired and the
-// medians are compared: the machine may be shared.
+// medians are compared: the machine may be shared. Each part of the table is a
+// file, and puts back every setting of the kernel that it changes.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -16,82 +19,88 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
-// figure is one row of the table.
-type figure struct {
-	name, target, measured string
-	met                    bool
-}
-
-// suite are the measurements, in the order of the table.
-var suite = []struct {
+// parts are the measurements, in the order of the table.
+var parts = []struct {
 	name string
 	run  func(context.Context) ([]figure, error)
 }{
 	{"wire", benchWire},
 	{"capture", benchCapture},
+	{"live", benchLive},
+	{"loss", benchLoss},
+	{"toll", benchToll},
+	{"idle", benchIdle},
+	{"generator", benchGenerator},
+	{"resync", benchResync},
+	{"flush", benchFlush},
 	{"response", benchResponse},
 }
 
 func main() {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
 	role := flag.String("role", "", "run one competitor and answer on standard output (used by this program itself)")
 	netns := flag.String("netns", "", "network namespace of the competitor")
 	url := flag.String("nats-url", "", "NATS server of the competitor")
-	only := flag.String("only", "", "run only this part: wire, capture or response")
+	only := flag.String("only", "", "run only these parts, separated by commas: "+strings.Join(names, ", "))
+	write := flag.String("write", "", "write the table into this file too, between its marks; only when all parts ran")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *role, *netns, *url, *only); err != nil {
+	var err error
+	if *role != "" {
+		err = compete(ctx, *role, *netns, *url)
+	} else {
+		err = run(ctx, *only, *write)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, role, netns, url, only string) error {
-	if role != "" {
-		return compete(ctx, role, netns, url)
+func run(ctx context.Context, only, write string) error {
+	wanted := strings.FieldsFunc(only, func(r rune) bool { return r == ',' })
+	for _, w := range wanted {
+		if !slices.ContainsFunc(parts, func(p struct {
+			name string
+			run  func(context.Context) ([]figure, error)
+		}) bool {
+			return p.name == w
+		}) {
+			return fmt.Errorf("no part is called %q", w)
+		}
 	}
 	var rows []figure
-	for _, s := range suite {
-		if only != "" && only != s.name {
+	var failed error
+	for _, p := range parts {
+		if len(wanted) > 0 && !slices.Contains(wanted, p.name) {
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "measuring %s …\n", s.name)
-		figures, err := s.run(ctx)
-		if err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+		start := time.Now()
+		fmt.Fprintf(os.Stderr, "measuring %s …", p.name)
+		figures, err := p.run(ctx)
+		fmt.Fprintf(os.Stderr, " %.0f s\n", time.Since(start).Seconds())
 		rows = append(rows, figures...)
-	}
-	fmt.Println("| Figure | Target | Measured | |\n|---|---|---|---|")
-	for _, f := range rows {
-		verdict := "met"
-		if f.target == "" {
-			verdict = ""
-		} else if !f.met {
-			verdict = "**missed**"
+		if err != nil {
+			// One part that cannot be taken is no reason to lose the others.
+			err = fmt.Errorf("%s: %w", p.name, err)
+			fmt.Fprintln(os.Stderr, err)
+			failed = errors.Join(failed, err)
 		}
-		fmt.Printf("| %s | %s | %s | %s |\n", f.name, f.target, f.measured, verdict)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 	}
-	return nil
-}
-
-// median of at least one value.
-func median(v []float64) float64 { return percentile(v, 50) }
-
-// percentile is the smallest value that p percent of all do not exceed.
-func percentile(v []float64, p int) float64 {
-	s := slices.Clone(v)
-	slices.Sort(s)
-	return s[max((len(s)*p+99)/100, 1)-1]
-}
-
-// list writes values for a person who wants to see the spread.
-func list(v []float64, unit string) string {
-	var parts []string
-	for _, x := range v {
-		parts = append(parts, fmt.Sprintf("%.2f", x))
+	text := render(rows)
+	fmt.Print(text)
+	if write != "" && len(wanted) == 0 && failed == nil {
+		return writeInto(write, text)
 	}
-	return strings.Join(parts, " ") + " " + unit
+	return failed
 }

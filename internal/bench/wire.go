@@ -8,15 +8,16 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// batchEvents is what a producer puts into a full batch.
-const batchEvents = 512
+// wireEvents is the batch whose size is measured; in larger ones the header
+// weighs even less.
+const wireEvents = 512
 
 // benchWire measures the size of an event on the bus.
 func benchWire(context.Context) ([]figure, error) {
 	size := func(ipv6 bool) (float64, error) {
 		var w events.BatchWriter
 		e := events.Event{Type: events.New, Proto: 17, Status: 8, IPv6: ipv6}
-		for range batchEvents {
+		for range wireEvents {
 			e.Orig = events.Tuple{Src: events.Addr{Lo: uint64(rand.Uint32())}, Dst: events.Addr{Lo: uint64(rand.Uint32())}, SrcPort: uint16(rand.Uint32()), DstPort: 53}
 			e.ID = rand.Uint32()
 			e.Time += 20_000
@@ -25,7 +26,7 @@ func benchWire(context.Context) ([]figure, error) {
 			}
 		}
 		data, err := w.Encode(&events.Header{Firewall: "firewall-lisbon-1", Realm: events.RealmDefault, Seq: 1 << 30, Total: 1 << 40})
-		return float64(len(data)) / batchEvents, err
+		return float64(len(data)) / wireEvents, err
 	}
 	v4, err := size(false)
 	if err != nil {
@@ -37,7 +38,7 @@ func benchWire(context.Context) ([]figure, error) {
 	}
 	const target = 26
 	return []figure{
-		{"bytes per IPv4 event, no NAT, no counters, batch of 512", fmt.Sprintf("≤ %d", target), fmt.Sprintf("%.2f", v4), v4 <= target},
-		{"bytes per IPv6 event, same", "", fmt.Sprintf("%.2f", v6), true},
+		{what: "bytes per IPv4 event on the bus, no NAT, no counters, batch of 512", ours: fmt.Sprintf("%.2f", v4), target: fmt.Sprintf("≤ %d", target), met: v4 <= target},
+		{what: "the same, IPv6", ours: fmt.Sprintf("%.2f", v6)},
 	}, nil
 }

@@ -43,9 +43,9 @@ const (
 	// more than one core has been seen to produce (flushes included), and
 	// after maxNap at the latest, which bounds how stale an event is. Every
 	// wake-up costs the Go runtime as much as tens of events.
-	maxNap   = 20 * time.Millisecond
+	maxNap   = 25 * time.Millisecond
 	minNap   = 50 * time.Microsecond
-	peakRate = 300_000
+	peakRate = 500_000
 )
 
 // ReaderConfig says where to listen.
@@ -137,7 +137,7 @@ func napFor(limit int) time.Duration {
 // When none is there Receive waits for the first, up to wait, and returns 0
 // after that.
 //
-// While events flow, Receive naps up to 20 ms, within wait, before it
+// While events flow, Receive naps up to 25 ms, within wait, before it
 // looks (see the package comment); the first event after a pause is delivered at
 // once. After Close it returns ErrClosed.
 func (r *Reader) Receive(wait time.Duration, fn func([]events.Event)) (int, error) {

@@ -20,7 +20,7 @@ const finalRounds = 32
 // busyLinger is how long a batch stays open at least while events keep coming. A
 // round of nap, publish and acknowledgement costs as much as two hundred events
 // do; the first batch after a pause goes out after the linger that was asked for.
-const busyLinger = 20 * time.Millisecond
+const busyLinger = 25 * time.Millisecond
 
 // behindLinger is the same while the bus is behind (see [spool.Ring.Behind]).
 const behindLinger = time.Second
