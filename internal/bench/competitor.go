@@ -22,6 +22,7 @@ const (
 	roleProducer = "producer" // the whole producer: socket to acknowledged batch
 	roleDrain    = "drain"    // recvmmsg alone: receives and looks at nothing
 	roleBlocking = "blocking" // poll and one recvmsg per event, as a simple reader does
+	roleDeaf     = "deaf"     // a listener that never reads
 	roleTimo     = "timo"     // ti-mo/conntrack's Listen: receives and does nothing
 	roleTool     = "tool"     // conntrack -E >/dev/null, a program of its own
 	roleServer   = "server"   // no competitor: a NATS server that shall not run in this process
@@ -59,6 +60,8 @@ func compete(ctx context.Context, role, netns, url string) error {
 		progress, err = drain(ns)
 	case roleBlocking:
 		progress, err = block(ns)
+	case roleDeaf:
+		progress, err = deaf(ns)
 	case roleTimo:
 		progress, err = listen(ns)
 	default:

@@ -23,7 +23,7 @@ const (
 )
 
 // eventSocket joins the events NEW and DESTROY of a namespace.
-func eventSocket(ns *host.Namespace) (fd int, err error) {
+func eventSocket(ns *host.Namespace, buffer int) (fd int, err error) {
 	err = ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 		return err
@@ -31,7 +31,7 @@ func eventSocket(ns *host.Namespace) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open netlink socket: %w", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
 		return -1, fmt.Errorf("set receive buffer: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
@@ -49,7 +49,7 @@ func eventSocket(ns *host.Namespace) (fd int, err error) {
 // found, on one processor.
 func drain(ns *host.Namespace) (func() mark, error) {
 	producer.Alone()
-	fd, err := eventSocket(ns)
+	fd, err := eventSocket(ns, eventBuffer)
 	if err != nil {
 		return nil, err
 	}
