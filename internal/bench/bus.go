@@ -13,8 +13,12 @@ import (
 // streams are kept in memory, so that a disk is no part of what is measured.
 var streams = bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}
 
-// startBus starts a NATS server with all streams and connects to it.
+// startBus starts a NATS server with all streams in memory and connects to it.
 func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop func(), err error) {
+	return startBusWith(ctx, streams)
+}
+
+func startBusWith(ctx context.Context, limits bus.Limits) (server *bus.Server, conn *bus.Conn, stop func(), err error) {
 	if server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true}); err != nil {
 		return nil, nil, nil, err
 	}
@@ -23,7 +27,7 @@ func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop fun
 		return nil, nil, nil, err
 	}
 	stop = func() { conn.Close(); server.Close() }
-	if _, err = conn.Bootstrap(ctx, streams, false); err != nil {
+	if _, err = conn.Bootstrap(ctx, limits, false); err != nil {
 		stop()
 		return nil, nil, nil, err
 	}
@@ -31,8 +35,8 @@ func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop fun
 }
 
 // serve is a child process that is a NATS server with all streams.
-func serve(ctx context.Context) error {
-	server, _, stop, err := startBus(ctx)
+func serve(ctx context.Context, limits bus.Limits) error {
+	server, _, stop, err := startBusWith(ctx, limits)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/host"
 )
 
@@ -25,7 +26,12 @@ const (
 	roleDeaf     = "deaf"     // a listener that never reads
 	roleTimo     = "timo"     // ti-mo/conntrack's Listen: receives and does nothing
 	roleTool     = "tool"     // conntrack -E >/dev/null, a program of its own
-	roleServer   = "server"   // no competitor: a NATS server that shall not run in this process
+
+	// No competitors: what shall not run in this process.
+	roleServer     = "server"     // a NATS server, all streams in memory
+	roleDisk       = "disk"       // a NATS server as ctfleet sets it up, on disk
+	roleAggregator = "aggregator" // the centre
+	roleFlood      = "flood"      // a counter in a flood of forged sources
 )
 
 // mark is what a competitor has done and used so far.
@@ -38,13 +44,23 @@ type mark struct {
 	// Of the producer.
 	Live    uint64 `json:"live"`
 	Resyncs uint64 `json:"resyncs"`
+
+	Lag uint64 `json:"lag"` // of the aggregator: messages not counted yet
 }
 
 // compete runs a competitor until standard input ends. It prints "ready" and
 // perhaps a word more, then answers each line with a mark.
 func compete(ctx context.Context, role, netns, url string) error {
-	if role == roleServer {
-		return serve(ctx)
+	switch role {
+	case roleServer:
+		return serve(ctx, streams)
+	case roleDisk:
+		return serve(ctx, bus.DefaultLimits)
+	case roleAggregator:
+		progress, end, err := aggregate(ctx, url)
+		return answer(progress, end, err)
+	case roleFlood:
+		return floodCounter()
 	}
 	ns, err := host.OpenNamespace(netns)
 	if err != nil {
@@ -67,6 +83,11 @@ func compete(ctx context.Context, role, netns, url string) error {
 	default:
 		err = fmt.Errorf("no competitor is called %q", role)
 	}
+	return answer(progress, end, err)
+}
+
+// answer says that a child is ready, and answers each line with a mark.
+func answer(progress func() mark, end func() error, err error) error {
 	if err != nil {
 		return err
 	}

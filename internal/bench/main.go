@@ -37,6 +37,11 @@ var parts = []struct {
 	{"resync", benchResync},
 	{"flush", benchFlush},
 	{"response", benchResponse},
+	{"count", benchCount},
+	{"memory", benchMemory},
+	{"flood", benchFlood},
+	{"seed", benchSeed},
+	{"fleet", benchFleet},
 }
 
 func main() {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -165,31 +163,19 @@ func (w *watcher) stop() time.Duration {
 // watchMemory looks at a process's resident memory until the function that it
 // returns is called, which says by how many MB it grew at the most.
 func watchMemory(ctx context.Context, pid int) (peak func() float64) {
-	first := resident(pid)
+	first := resident(pid, "VmRSS")
 	most := first
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {
 		for ctx.Err() == nil {
-			most = max(most, resident(pid))
+			most = max(most, resident(pid, "VmRSS"))
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
 	return func() float64 {
 		cancel()
 		done.Wait()
-		return float64(most-first) / 1000
+		return float64(most-first) / 1e6
 	}
-}
-
-// resident is VmRSS in kB, 0 when the process is gone.
-func resident(pid int) (kb int64) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	if _, rest, ok := strings.Cut(string(text), "VmRSS:"); ok {
-		_, _ = fmt.Sscan(rest, &kb) // 0 when it is no number
-	}
-	return kb
 }

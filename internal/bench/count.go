@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/synth"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+const (
+	countRounds  = 5
+	countSources = 1_000_000
+	countEvents  = 512 // in a batch
+	// countBatches are as many as it takes for each source to come four times.
+	countBatches = 4 * countSources / countEvents
+	countGroup   = 8
+	countGap     = 128_000 // ns between batches: 4 M events/s of the counter's own time
+)
+
+// countWindows are those of eight rules on one metric.
+var countWindows = []time.Duration{
+	time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute,
+}
+
+// newRules returns a rule for each window, with a threshold that no source reaches.
+func newRules(windows ...time.Duration) count.Config {
+	cfg := count.Config{Windows: windows}
+	for _, w := range windows {
+		cfg.Levels = append(cfg.Levels, count.Level{Scope: count.Fleet, Window: w, Count: 1 << 40})
+	}
+	return cfg
+}
+
+// counting is one way to count one kind of load.
+type counting struct {
+	cfg       count.Config
+	sources   *synth.Draw
+	ipv6      bool
+	ends      bool
+	firewalls int  // each with a part of the sources to itself
+	shared    int  // firewalls that all see the same sources, instead
+	both      bool // lanes on two goroutines
+
+	loop    *synth.Loop
+	counter *count.Counter
+	names   []string
+	turn    int
+	decoder events.Decoder
+	batch   events.Batch
+}
+
+// prepare makes the batches, and counts all of them so that the keys are there.
+func (c *counting) prepare() (err error) {
+	c.firewalls = max(c.firewalls, 1)
+	var loads []*synth.Load
+	for i := range c.firewalls {
+		each := uint32(countSources / c.firewalls)
+		cfg := synth.Config{
+			Firewall: fmt.Sprint("fw-", i), Realm: events.RealmDefault, IPv6: c.ipv6,
+			Sources: c.sources.Share(uint64(i)), Destinations: synth.Even(200, uint64(i)), First: uint32(i) * each, Count: each,
+		}
+		if c.ends {
+			cfg.Open = 20_000 / c.firewalls
+		}
+		loads = append(loads, synth.NewLoad(cfg))
+	}
+	const start = 1_800_000_000e9
+	if c.loop, err = synth.NewLoop(loads, countBatches, countEvents, start, 10e6); err != nil {
+		return err
+	}
+	if c.counter, err = count.New(c.cfg); err != nil {
+		return err
+	}
+	for i := range max(c.firewalls, c.shared) {
+		c.names = append(c.names, fmt.Sprint("fw-", i))
+		whole := events.Batch{Header: events.Header{Realm: events.RealmDefault, Seq: 1, Epoch: 1, Phase: events.SnapshotPart | events.SnapshotBegin | events.SnapshotEnd}}
+		if _, err := c.counter.ApplySnapshot(c.names[i], &whole, start); err != nil {
+			return err
+		}
+	}
+	_, err = c.run(c.loop.Len())
+	return err
+}
+
+// run decodes and counts so many batches and returns events per second.
+func (c *counting) run(batches int) (float64, error) {
+	start := time.Now()
+	for i := range batches {
+		data, load, at := c.loop.Next(countGap)
+		if err := c.decoder.Decode(data, &c.batch); err != nil {
+			return 0, err
+		}
+		if c.shared > 0 {
+			load = c.turn % c.shared
+			c.turn++
+		}
+		if err := c.counter.Admit(c.names[load], &c.batch, at); err != nil {
+			return 0, err
+		}
+		if i%countGroup == countGroup-1 || i == batches-1 {
+			c.commit()
+		}
+	}
+	return float64(batches*countEvents) / time.Since(start).Seconds(), nil
+}
+
+// commit counts what was admitted, as the aggregator does.
+func (c *counting) commit() {
+	var other sync.WaitGroup
+	if c.both {
+		other.Go(func() { c.counter.Run(1) })
+	} else {
+		c.counter.Run(1)
+	}
+	c.counter.Run(0)
+	other.Wait()
+	c.counter.Commit()
+}
+
+// goMap is what one would write first: a Go map by address, without windows, duplicates, epochs or bounds; by source and
+// destination, for the firewall and for the fleet.
+type goMap struct {
+	loop    *synth.Loop
+	maps    [4]map[netip.Addr]uint64
+	decoder events.Decoder
+	batch   events.Batch
+}
+
+func newGoMap(loop *synth.Loop) *goMap {
+	m := &goMap{loop: loop}
+	for i := range m.maps {
+		m.maps[i] = map[netip.Addr]uint64{}
+	}
+	return m
+}
+
+func (m *goMap) run(batches int) (float64, error) {
+	start := time.Now()
+	var e events.Event
+	for range batches {
+		data, _, _ := m.loop.Next(countGap)
+		if err := m.decoder.Decode(data, &m.batch); err != nil {
+			return 0, err
+		}
+		for r := m.batch.Events(); r.Next(&e); {
+			src, dst := e.Src(), e.Dst()
+			m.maps[0][src]++
+			m.maps[1][dst]++
+			m.maps[2][src]++
+			m.maps[3][dst]++
+		}
+	}
+	return float64(batches*countEvents) / time.Since(start).Seconds(), nil
+}
+
+// benchCount measures how many events one processor counts in a second, from the
+// encoded batch to the judged count, by source and by destination, for the firewall and for the fleet,
+// active included.
+func benchCount(ctx context.Context) ([]figure, error) {
+	even, zipf := synth.Even(countSources, 3), synth.Zipf(countSources, 3)
+	one, eight := newRules(10*time.Second), newRules(countWindows...)
+	match, prefix := newRules(10*time.Second), newRules(10*time.Second)
+	match.Levels = append(match.Levels, count.Level{Set: count.Set{Match: count.MatchProtocol(6, 443)}, Window: 10 * time.Second, Count: 1 << 40})
+	prefix.Levels = append(prefix.Levels, count.Level{Set: count.Set{IPv4Bits: 24}, Window: 10 * time.Second, Count: 1 << 40})
+
+	ways := map[string]*counting{
+		"even":         {cfg: eight, sources: even},
+		"even, both":   {cfg: eight, sources: even, both: true},
+		"even, ends":   {cfg: eight, sources: even, ends: true},
+		"zipf":         {cfg: eight, sources: zipf},
+		"zipf, both":   {cfg: eight, sources: zipf, both: true},
+		"zipf, ends":   {cfg: eight, sources: zipf, ends: true},
+		"one rule":     {cfg: one, sources: even},
+		"IPv6":         {cfg: eight, sources: even, ipv6: true},
+		"match":        {cfg: match, sources: even},
+		"prefix":       {cfg: prefix, sources: even},
+		"shared by 2":  {cfg: eight, sources: even, shared: 2},
+		"shared by 10": {cfg: eight, sources: even, shared: 10},
+	}
+	for _, n := range []int{10, 100, 1000} {
+		ways[fmt.Sprint(n, " firewalls")] = &counting{cfg: eight, sources: even, firewalls: n}
+	}
+	rates := map[string]float64{}
+	for name, c := range ways {
+		if err := c.prepare(); err != nil {
+			return nil, err
+		}
+		var all []float64
+		for range countRounds {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			r, err := c.run(c.loop.Len() / 2)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, r/1e6)
+		}
+		rates[name] = median(all)
+		if name != "even" && name != "zipf" {
+			*c = counting{} // a hundred megabytes
+		}
+	}
+	maps := map[string]float64{}
+	for _, name := range []string{"even", "zipf"} {
+		m := newGoMap(ways[name].loop)
+		var all []float64
+		for i := range countRounds + 1 {
+			r, err := m.run(m.loop.Len() / 2)
+			if err != nil {
+				return nil, err
+			}
+			if i > 0 {
+				all = append(all, r/1e6)
+			}
+		}
+		maps[name] = median(all)
+	}
+
+	rows := []figure{}
+	for _, f := range []struct {
+		name, spread string
+		target       float64
+	}{{"even", "evenly", 4}, {"zipf", "by Zipf (1.2)", 8}} {
+		ours, theirs := rates[f.name], maps[f.name]
+		rows = append(rows, figure{
+			what: fmt.Sprintf("counting on one core, 1 M addresses spread %s, 8 rules, encoded batch to judged count; other: a Go map of netip.Addr without windows", f.spread),
+			ours: million(ours), others: million(theirs), ratio: fmt.Sprintf("%.1f", ours/theirs),
+			target: fmt.Sprintf("≥ %.0f M/s", f.target), met: ours >= f.target,
+		}, figure{
+			what: fmt.Sprintf("the same, half the events are ends, which count for unreplied too (%s)", f.spread),
+			ours: million(rates[f.name+", ends"]),
+		}, figure{
+			what: fmt.Sprintf("the same as the first on two cores (%s); other: on one", f.spread),
+			ours: million(rates[f.name+", both"]), others: million(ours), ratio: fmt.Sprintf("%.2f", rates[f.name+", both"]/ours),
+		})
+	}
+	// Slowdowns against the even spread with eight rules.
+	slower := func(what, name, against string, target float64) figure {
+		f := figure{what: what, ours: million(rates[name]), others: million(rates[against]), ratio: fmt.Sprintf("%.2f", rates[against]/rates[name])}
+		if target > 0 {
+			f.target, f.met = fmt.Sprintf("≤ %.1f", target), rates[against]/rates[name] <= target
+		}
+		return f
+	}
+	rows = append(rows,
+		slower("cost per event, 8 rules ÷ 1 rule of a counter set", "even", "one rule", 1.5),
+		slower("cost per event, IPv6 ÷ IPv4", "IPv6", "even", 1.5),
+	)
+	for _, n := range []int{10, 100, 1000} {
+		rows = append(rows, slower(fmt.Sprintf("cost per event, %d firewalls ÷ 1, each with sources of its own, destinations shared", n), fmt.Sprint(n, " firewalls"), "even", 1.5))
+	}
+	return append(rows,
+		slower("the same, 2 firewalls that see all of the 1 M addresses: each has a history in total and for each", "shared by 2", "even", 0),
+		slower("the same, 10 firewalls", "shared by 10", "even", 0),
+		slower("what a rule with match adds: cost per event with ÷ without, 1 rule beside it", "match", "one rule", 0),
+		slower("what a rule with prefix (/24) adds", "prefix", "one rule", 0),
+	), nil
+}
+
+func million(rate float64) string { return fmt.Sprintf("%.2f M/s", rate) }
