@@ -1,6 +1,9 @@
 package count
 
 import (
+	"cmp"
+	"slices"
+
 	"github.com/ctfleet/ctfleet/internal/window"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -84,7 +87,7 @@ func (c *Counter) Lanes() int { return len(c.lanes) }
 func (c *Counter) Run(number int) {
 	l := &c.lanes[number]
 	for i := range c.jobs {
-		j := &c.jobs[i]
+		j, before := &c.jobs[i], len(l.crossed)
 		for _, s := range l.selectors {
 			switch j.op {
 			case opCount:
@@ -99,7 +102,14 @@ func (c *Counter) Run(number int) {
 				clear(l.seen)
 			}
 		}
+		// The order in which a table reports is its own.
+		slices.SortFunc(l.crossed[before:], crossing.compare)
 	}
+}
+
+func (c crossing) compare(o crossing) int {
+	return cmp.Or(cmp.Compare(c.Level, o.Level), cmp.Compare(c.Place.Realm, o.Place.Realm), cmp.Compare(c.Place.Firewall, o.Place.Firewall),
+		c.Key.Addr().Compare(o.Key.Addr()), cmp.Compare(c.Key.Bits(), o.Key.Bits()))
 }
 
 // Commit returns what crossed a level, batch by batch, valid until the next call, and begins anew.

@@ -1,25 +1,34 @@
 package window
 
-// groupSize events are looked up together: enough that their cache misses overlap, few enough that what was fetched is
-// still in the first-level cache when it is used.
-const groupSize = 32
+const (
+	// groupSize items are looked up together: enough that their cache misses overlap, few enough that what was fetched is
+	// still in the first-level cache when it is used.
+	groupSize = 32
+	// Events are gathered into items blockSize at a time. recentSize, a power of two, is how many items a further event can find again.
+	blockSize  = 2048
+	recentSize = 1024
+)
 
-// A lookup is what is known so far of where an event's line is.
-type lookup struct {
+// An item is one event or several that come to the same: of one key, member and cell, and in the same series. Busy keys come many times in
+// a batch, and in a fleet's totals often late, which costs more: once for all of them.
+type item struct {
+	event   int    // index of the first
+	n       uint32 // of all
+	cell    uint32
+	counted bool // they lie within what a history can hold
+	gauge   [2]int32
+
+	// What is known so far of where their line is.
 	hash  uint64
 	shard *shard
 	home  int
 	slot  uint64 // 0: the store has no such key
-	tails bool   // the other series are needed too
 }
 
 // AddBatch adds events, in order, and appends what became hot.
 //
 // Times need not be in order; an event lands in the slot in which it happened. One that is older than any window reaches is counted in no series, and in
 // [Stats.TooLate]. One later than now counts when now gets there. Members must be known (see [Table.Join]).
-//
-// With more keys than the caches hold, one event alone would wait for memory twice: for the slot, and for the line that the slot names. Here the slots of a group are all
-// asked for before the first is used, and then the lines: the processor waits for many at once.
 func (t *Table) AddBatch(events []Event, hot []Hot) []Hot {
 	if len(events) == 0 {
 		return hot
@@ -28,36 +37,65 @@ func (t *Table) AddBatch(events []Event, hot []Hot) []Hot {
 		// Nothing is known of the time but this event, which may be late or early: assume as little as possible.
 		t.start(events[0].At - t.grid.longest())
 	}
-	var group [groupSize]lookup
-	t.split = t.split[:0]
-	for from := 0; from < len(events); from += groupSize {
-		part := events[from:min(from+groupSize, len(events))]
-		for i := range part {
-			group[i].hash = t.keys.hash(&part[i].Key, 0)
-			group[i].tails = part[i].Series&^Series(0).Bit() != 0
+	for from := 0; from < len(events); from += blockSize {
+		t.gather(events, from, min(from+blockSize, len(events)))
+		t.split = t.split[:0]
+		for items := t.items; len(items) > 0; {
+			group := items[:min(groupSize, len(items))]
+			items = items[len(group):]
+			t.fetched += t.keys.fetch(events, group)
+			for i := range group {
+				hot = t.addToKey(&events[group[i].event], &group[i], hot)
+			}
 		}
-		t.fetched += t.keys.fetch(group[:len(part)])
-		for i := range part {
-			hot = t.addToKey(&part[i], from+i, &group[i], hot)
-		}
-	}
-	for from := 0; from < len(t.split); from += groupSize {
-		part := t.split[from:min(from+groupSize, len(t.split))]
-		for i, e := range part {
-			group[i].hash = t.shares.hash(&events[e].Key, events[e].Member)
-			group[i].tails = events[e].Series&^Series(0).Bit() != 0
-		}
-		t.fetched += t.shares.fetch(group[:len(part)])
-		for i, e := range part {
-			hot = t.addToShare(&events[e], e, &group[i], hot)
+		for items := t.split; len(items) > 0; {
+			group := items[:min(groupSize, len(items))]
+			items = items[len(group):]
+			for i := range group {
+				e := &events[group[i].event]
+				group[i].hash = t.shares.hash(&e.Key, e.Member)
+			}
+			t.fetched += t.shares.fetch(events, group)
+			for i := range group {
+				hot = t.addToShare(&events[group[i].event], &group[i], hot)
+			}
 		}
 	}
 	return hot
 }
 
-// fetch brings what a group of lookups will need into the cache. Each step is a loop of its own, and short, since only
+// gather makes items of events.
+func (t *Table) gather(events []Event, from, to int) {
+	clear(t.recent[:])
+	t.items = t.items[:0]
+	for i := from; i < to; i++ {
+		e := &events[i]
+		it := item{event: i, n: e.N, hash: t.keys.hash(&e.Key, 0), gauge: [2]int32{int32(e.Gauge[0]), int32(e.Gauge[1])}}
+		if e.Series != 0 && e.N != 0 {
+			it.cell, it.counted = t.grid.cell(e.At)
+			it.counted = it.counted && it.cell >= t.oldest
+		}
+		recent := &t.recent[it.hash%recentSize]
+		if *recent > 0 {
+			had := &t.items[*recent-1]
+			first := &events[had.event]
+			if had.hash == it.hash && had.cell == it.cell && had.counted == it.counted && first.Key == e.Key && first.Member == e.Member && first.Series == e.Series {
+				had.n = add(had.n, it.n)
+				had.gauge[0] += it.gauge[0]
+				had.gauge[1] += it.gauge[1]
+				continue
+			}
+		}
+		t.items = append(t.items, it)
+		*recent = uint16(len(t.items))
+	}
+}
+
+// fetch brings what a group of items will need into the cache. One event alone would wait for memory twice: for the slot, and for the line that the slot
+// names. Here the slots of a group are all asked for before the first is used, and then the lines: the processor waits for many at
+// once. Each step is a loop of its own, and short, since only
 // some hundred instructions are under way at a time. What it returns means nothing; it depends on all that was read.
-func (s *store) fetch(group []lookup) (sum uint32) {
+func (s *store) fetch(events []Event, group []item) (sum uint32) {
 	shards, shift := s.index.shards, 63-s.index.bits
 	for i := range group {
 		g := &group[i]
@@ -73,7 +111,7 @@ func (s *store) fetch(group []lookup) (sum uint32) {
 		if number, ok := g.candidate(); ok {
 			b, i := s.blocks[number/blockLines], number%blockLines
 			sum += b.lines[i].last + uint32(b.gauges[i].v[0])
-			if g.tails && b.tails != nil {
+			if b.tails != nil && events[g.event].Series&^Series(0).Bit() != 0 {
 				sum += b.tails[i][0].last
 			}
 		}
@@ -82,7 +120,7 @@ func (s *store) fetch(group []lookup) (sum uint32) {
 }
 
 // candidate goes from the home slot to the first that has the hash.
-func (g *lookup) candidate() (number uint32, ok bool) {
+func (g *item) candidate() (number uint32, ok bool) {
 	for at := g.home; g.slot != 0; g.slot = g.shard.slots[at] {
 		if uint32(g.slot>>32) == uint32(g.hash) {
 			return uint32(g.slot) - 1, true
@@ -95,7 +133,7 @@ func (g *lookup) candidate() (number uint32, ok bool) {
 }
 
 // resolve returns the line that was looked up. The candidate may be another key's, and events before this one may have moved lines.
-func (s *store) resolve(g *lookup, k *Key, by Member) (p place, ok bool) {
+func (s *store) resolve(g *item, k *Key, by Member) (p place, ok bool) {
 	if number := uint32(g.slot) - 1; number < uint32(s.n) { // a slot of 0 is no line: it wraps
 		p = s.at(number)
 		if l := p.line(); l.is(k) && (by == anyone || l.owner == by) {
@@ -109,11 +147,11 @@ func (s *store) resolve(g *lookup, k *Key, by Member) (p place, ok bool) {
 	return p, ok
 }
 
-// addToKey adds an event to its key. Where the key has several members its share is left to do: it is noted in t.split.
-func (t *Table) addToKey(e *Event, index int, g *lookup, hot []Hot) []Hot {
-	p, ok := t.keys.resolve(g, &e.Key, anyone)
+// addToKey adds an item to its key. Where the key has several members its share is left to do: it is put into t.split.
+func (t *Table) addToKey(e *Event, it *item, hot []Hot) []Hot {
+	p, ok := t.keys.resolve(it, &e.Key, anyone)
 	if !ok {
-		p = t.keys.at(t.insert(&t.keys, &e.Key, e.Member, g.hash))
+		p = t.keys.at(t.insert(&t.keys, &e.Key, e.Member, it.hash))
 	}
 	l := p.line()
 	scope := both
@@ -123,46 +161,46 @@ func (t *Table) addToKey(e *Event, index int, g *lookup, hot []Hot) []Hot {
 		}
 		if l.owner == several {
 			scope = total
-			t.split = append(t.split, index)
+			t.split = append(t.split, *it)
 		}
 	}
-	series := t.count(p, e, scope)
-	shown := t.members[e.Member].shown
-	var held int32
-	if e.Gauge != [2]int8{} {
+	series := t.count(p, e, it, scope)
+	if it.gauge != [2]int32{} {
+		shown := t.members[e.Member].shown
+		var held int32
 		if scope == both {
-			held = t.change(p.gauge(), e)
+			held = t.change(p.gauge(), e.Member, it.gauge)
 		} else {
-			p.gauge().v[0] += int32(e.Gauge[shown])
+			p.gauge().v[0] += it.gauge[shown]
 			held = p.gauge().v[0]
 		}
-		if e.Gauge[shown] > 0 && t.gaugeHot(held, scope) {
+		if it.gauge[shown] > 0 && t.gaugeHot(held, scope) {
 			series |= NumSeries.Bit()
 		}
 	}
 	if series != 0 {
-		hot = appendHot(hot, index, series, true, scope == both)
+		hot = appendHot(hot, it.event, series, true, scope == both)
 	}
 	return hot
 }
 
-// addToShare adds an event to its member's share of a key that has several.
-func (t *Table) addToShare(e *Event, index int, g *lookup, hot []Hot) []Hot {
-	p, ok := t.shares.resolve(g, &e.Key, e.Member)
+// addToShare adds an item to its member's share of a key that has several.
+func (t *Table) addToShare(e *Event, it *item, hot []Hot) []Hot {
+	p, ok := t.shares.resolve(it, &e.Key, e.Member)
 	if !ok {
 		if !t.announce(&e.Key) {
 			return hot // the key had to go for one that came later in the batch
 		}
-		p = t.shares.at(t.insert(&t.shares, &e.Key, e.Member, g.hash))
+		p = t.shares.at(t.insert(&t.shares, &e.Key, e.Member, it.hash))
 	}
-	series := t.count(p, e, each)
-	if e.Gauge != [2]int8{} {
-		if held := t.change(p.gauge(), e); e.Gauge[t.members[e.Member].shown] > 0 && t.gaugeHot(held, each) {
+	series := t.count(p, e, it, each)
+	if it.gauge != [2]int32{} {
+		if held := t.change(p.gauge(), e.Member, it.gauge); it.gauge[t.members[e.Member].shown] > 0 && t.gaugeHot(held, each) {
 			series |= NumSeries.Bit()
 		}
 	}
 	if series != 0 {
-		hot = appendHot(hot, index, series, false, true)
+		hot = appendHot(hot, it.event, series, false, true)
 	}
 	return hot
 }
@@ -176,31 +214,29 @@ func appendHot(hot []Hot, index int, series uint8, total, member bool) []Hot {
 	return hot
 }
 
-// count adds an event to the series of a line, and returns those that may have reached a level.
-func (t *Table) count(p place, e *Event, scope int) (hot uint8) {
-	if e.Series == 0 || e.N == 0 {
+// count adds an item to the series of a line, and returns those that may have reached a level.
+func (t *Table) count(p place, e *Event, it *item, scope int) (hot uint8) {
+	if e.Series == 0 || it.n == 0 {
 		return 0
 	}
-	c, ok := t.grid.cell(e.At)
-	if !ok || c < t.oldest {
-		if scope == each {
-			return 0 // it was noted when it was added to the total
-		}
-		if e.At > t.now {
-			t.stats.TooEarly += uint64(e.N)
-		} else {
-			t.stats.TooLate += uint64(e.N)
+	if !it.counted {
+		switch {
+		case scope == each: // it was noted when it was added to the total
+		case e.At > t.now:
+			t.stats.TooEarly += uint64(it.n)
+		default:
+			t.stats.TooLate += uint64(it.n)
 		}
 		return 0
 	}
 	if e.Series&1 != 0 {
 		l := p.line()
-		if t.add(record{&l.history, l.packed[:]}, c, e.N, &t.levels[0][scope]) {
+		if t.add(record{&l.history, l.packed[:]}, it.cell, it.n, &t.levels[0][scope]) {
 			hot |= 1
 		}
 	}
 	for s, rest := Series(1), e.Series>>1; rest != 0; s, rest = s+1, rest>>1 {
-		if rest&1 != 0 && t.add(p.grown(s), c, e.N, &t.levels[s][scope]) {
+		if rest&1 != 0 && t.add(p.grown(s), it.cell, it.n, &t.levels[s][scope]) {
 			hot |= s.Bit()
 		}
 	}

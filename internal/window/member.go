@@ -76,17 +76,17 @@ func (t *Table) own(m Member, by int) {
 	}
 }
 
-// change adds an event's changes to the gauges of its member's line, and returns what is shown.
-func (t *Table) change(g *gauge, e *Event) int32 {
-	m := &t.members[e.Member]
-	for i, d := range e.Gauge {
+// change adds to the gauges of a member's line, and returns what is shown.
+func (t *Table) change(g *gauge, of Member, by [2]int32) int32 {
+	m := &t.members[of]
+	for i, d := range by {
 		if d == 0 {
 			continue
 		}
 		if g.gen[i] != m.gen[i] {
 			g.gen[i], g.v[i] = m.gen[i], 0
 		}
-		g.v[i] += int32(d)
+		g.v[i] += d
 	}
 	return g.value(m, m.shown)
 }

@@ -107,8 +107,10 @@ type Table struct {
 	arena   arena
 	stats   Stats
 
-	split   []int  // events of the batch whose keys have several members
-	cells   []cell // scratch of rebuild
+	items   []item             // of the events being added
+	split   []item             // those whose keys have several members
+	recent  [recentSize]uint16 // by hash: one more than the index of an item
+	cells   []cell             // scratch of rebuild
 	packed  []byte
 	fetched uint32 // keeps the reads of fetch, which nothing else needs, from being left out
 }
