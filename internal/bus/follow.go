@@ -54,6 +54,10 @@ func (c *Conn) Follow(ctx context.Context, stream string, from FollowFrom, fn fu
 	return nil
 }
 
+// pullBytes is how much a reader asks for ahead. The bound is in bytes because a
+// message may have 256 KiB, and a server closes the connection of a reader for whom 64 MiB wait.
+const pullBytes = 8 << 20
+
 // retryRead is the pause before a stream that could not be read is tried again.
 const retryRead = 300 * time.Millisecond
 
@@ -140,7 +144,7 @@ func (f *follower) read(ctx context.Context) error {
 	if err != nil {
 		return fail(err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(1024), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
 	if err != nil {
 		return fail(err)
 	}
@@ -181,7 +185,7 @@ func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func
 		return fail(err)
 	}
 	left := cons.CachedInfo().NumPending
-	it, err := cons.Messages(jetstream.PullMaxMessages(1024), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	it, err := cons.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
 	if err != nil {
 		return fail(err)
 	}

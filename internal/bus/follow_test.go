@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -325,4 +326,79 @@ func (c *cutter) cut() {
 		conn.Close()
 	}
 	c.conns = nil
+}
+
+// TestFollowLargeMessages: more than the 64 MiB that a server lets wait for one
+// connection is in the stream, and the reader's line stands still for a while:
+// the reader is not disconnected for it, and gets each message once.
+func TestFollowLargeMessages(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := &holder{Listener: l}
+	s := startServer(t, ServerConfig{Listener: line, Dir: t.TempDir()})
+	local := connect(t, Config{Server: s})
+	if _, err := local.Bootstrap(t.Context(), Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
+		t.Fatal(err)
+	}
+	const n = 400
+	data := make([]byte, events.MaxBatchBytes)
+	for range n {
+		if _, err := local.JS.PublishAsync(events.EventsSubject("fw-a"), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-local.JS.PublishAsyncComplete()
+	var cut atomic.Int64
+	reader := connect(t, Config{Flags: Flags{NATSURL: s.URL()}, OnChange: func(connected bool) {
+		if !connected {
+			cut.Add(1)
+		}
+	}})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	next := uint64(1)
+	if err := reader.Follow(ctx, StreamEvents, FollowFrom{All: true}, func(m Msg) {
+		if m.Seq != next {
+			t.Errorf("message %d came, want %d", m.Seq, next)
+		}
+		if next++; next == 2 {
+			line.hold(300 * time.Millisecond)
+		}
+		if next > n {
+			cancel()
+		}
+	}); err != nil || next != n+1 {
+		t.Errorf("%d of %d messages came, %v", next-1, n, err)
+	}
+	if n := cut.Load(); n > 0 {
+		t.Errorf("the reader was disconnected %d times", n)
+	}
+}
+
+// holder is a listener through whose connections nothing is sent for a while.
+type holder struct {
+	net.Listener
+	until atomic.Int64 // Unix nanoseconds
+}
+
+func (h *holder) Accept() (net.Conn, error) {
+	conn, err := h.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return heldConn{conn, h}, nil
+}
+
+func (h *holder) hold(d time.Duration) { h.until.Store(time.Now().Add(d).UnixNano()) }
+
+type heldConn struct {
+	net.Conn
+	holder *holder
+}
+
+func (c heldConn) Write(b []byte) (int, error) {
+	time.Sleep(time.Until(time.Unix(0, c.holder.until.Load())))
+	return c.Conn.Write(b)
 }

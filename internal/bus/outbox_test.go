@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -81,7 +82,7 @@ func TestOutbox(t *testing.T) {
 	wg.Wait()
 	full := c.NewOutbox(1, nil)
 	for want := error(nil); ; want = ErrFull {
-		if err := full.Put("x", "", "", &events.Pace{}); err != want {
+		if err := full.Put("x", "", "", &events.Pace{}); !errors.Is(err, want) {
 			t.Errorf("put: %v, want %v", err, want)
 		}
 		if want != nil {
