@@ -23,6 +23,7 @@ type FleetConfig struct {
 	Sources   int           // addresses of each, its own
 	Open      int           // flows that each holds; 0: none ends
 	Linger    time.Duration // the least; the aggregator's pace stretches it
+	Ramp      time.Duration // over which they come, one after the other; 0: all at once
 	Bus       bus.Config    // Role and Name are filled in
 	Log       *slog.Logger
 }
@@ -95,8 +96,8 @@ func (f *Fleet) Run(ctx context.Context) error {
 	defer f.close()
 	g, ctx := errgroup.WithContext(ctx)
 	for i, w := range f.firewalls {
-		// Spread over the linger, as real ones are.
-		delay := f.cfg.Linger * time.Duration(i) / time.Duration(len(f.firewalls))
+		// Spread over the linger at least, as real ones are.
+		delay := max(f.cfg.Linger, f.cfg.Ramp) * time.Duration(i) / time.Duration(len(f.firewalls))
 		g.Go(func() error { return w.run(ctx, delay) })
 	}
 	return g.Wait()
@@ -168,18 +169,21 @@ func (w *firewall) run(ctx context.Context, delay time.Duration) error {
 	}
 	snapshots.Put(data, 0)
 
+	if !sleep(ctx, delay) {
+		return nil
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(live)
 	g.Go(dump)
-	g.Go(func() error { return w.produce(ctx, delay) })
-	g.Go(func() error { return w.report(ctx, delay) })
+	g.Go(func() error { return w.produce(ctx) })
+	g.Go(func() error { return w.report(ctx) })
 	return g.Wait()
 }
 
 // produce makes a batch of what happened in each linger or, while the bus is behind, in several.
-func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
+func (w *firewall) produce(ctx context.Context) error {
 	carry, last := 0.0, w.fleet.clock()
-	for wait := delay; sleep(ctx, wait); wait = time.Duration(w.linger.Load()) {
+	for sleep(ctx, time.Duration(w.linger.Load())) {
 		now := w.fleet.clock()
 		due := carry + w.fleet.cfg.Rate*float64(now-last)/1e9
 		if due < fullBatch && w.ring.Behind() {
@@ -204,8 +208,8 @@ func (w *firewall) produce(ctx context.Context, delay time.Duration) error {
 const fullBatch = 2048
 
 // report publishes health, as a producer does.
-func (w *firewall) report(ctx context.Context, delay time.Duration) error {
-	for wait := delay; sleep(ctx, wait); wait = time.Second {
+func (w *firewall) report(ctx context.Context) error {
+	for ok := true; ok; ok = sleep(ctx, time.Second) {
 		ring, limit, oldest := w.ring.Usage()
 		h := &events.Health{
 			Firewall: w.name, Realm: events.RealmDefault, Boot: w.boot.String(), Version: "synthetic", Sent: w.fleet.clock(), Started: w.fleet.start.UnixMilli(),

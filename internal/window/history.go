@@ -338,7 +338,7 @@ func (t *Table) pack(newest uint32) {
 
 // fit gives the line a chunk that has room for a history of n bytes and for some time to come, and is not much too large.
 func (t *Table) fit(r record, n int) {
-	want := n + max(n/4, lineBytes)
+	want := n + max(n/4, lineBytes+lineBytes/2)
 	if r.class != 0 {
 		if size := t.arena.size(r.class); size >= n+lineBytes && size <= 2*want {
 			return
