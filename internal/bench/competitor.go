@@ -92,6 +92,11 @@ func answer(progress func() mark, end func() error, err error) error {
 		return err
 	}
 	fmt.Println("ready")
+	return errors.Join(marks(progress), end())
+}
+
+// marks answers each line of standard input with a mark, until it ends.
+func marks(progress func() mark) error {
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		m := progress()
 		m.CPU = cpu()
@@ -102,7 +107,7 @@ func answer(progress func() mark, end func() error, err error) error {
 			return err
 		}
 	}
-	return end()
+	return nil
 }
 
 // cpu is the processor time of this process, user and system.
