@@ -31,8 +31,8 @@ fuzz: ## fuzz each decoder for FUZZTIME (20s)
 		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "./$${file%/*}" || exit 1; \
 	done
 
-bench: ## take the figures of docs/performance.md, as ratios within one run (root)
-	$(GO) run ./internal/bench
+bench: ## take the figures of docs/performance.md and write them there (root, half an hour)
+	$(GO) run ./internal/bench -write docs/performance.md
 
 lint: ## check style, errors and the direction of imports
 	@$(LINT) version 2>/dev/null | grep -qw '$(LINT_VERSION:v%=%)' || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
