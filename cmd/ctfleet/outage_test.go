@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -99,6 +100,43 @@ func TestNATSComesLate(t *testing.T) {
 	}
 	pa.stop()
 	pb.stop()
+}
+
+// TestStoppedProducer stops a producer while more flows begin than its socket's
+// buffer holds: what it heard and what it reports as lost are all of them, and
+// after the resync that follows active is what the table holds.
+func TestStoppedProducer(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a")
+	f.aggregator()
+	p := f.producer("fw-a", "--buffer-bytes", fmt.Sprint(1<<20))
+	status := func() (fw events.FirewallStatus) {
+		if list := f.firewalls(); len(list) == 1 {
+			fw = list[0]
+		}
+		return fw
+	}
+	until(t, "the first resync to be counted", func() bool { return status().ActiveKnown })
+	before := status()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	const flows = 10_000
+	f.flood("fw-a", attacker, 0, flows)
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	var fw events.FirewallStatus
+	until(t, "the resync after the loss", func() bool {
+		fw = status()
+		return fw.Resyncs > before.Resyncs && fw.Active >= flows && !fw.Approximate
+	})
+	if heard := fw.Events - before.Events; fw.Lost == 0 || heard == 0 || heard+fw.Lost != flows || fw.Missing != 0 {
+		t.Errorf("%d events heard, %d lost, %d missing, want some of both, and %d together", heard, fw.Lost, fw.Missing, flows)
+	}
+	if fw.Active != flows {
+		t.Errorf("%d flows are active, want %d", fw.Active, flows)
+	}
 }
 
 // TestStopWithoutNATS: no daemon hangs on a bus that never came.
