@@ -117,9 +117,10 @@ func Connect(cfg Config) (*Conn, error) {
 		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
 	if cfg.Direct && cfg.Server == nil {
-		// The library writes when it has gathered this much, or else wakes a
-		// goroutine that does.
-		opts = append(opts, nats.SetCustomDialer(newQuietDialer()), nats.WriteBufferSize(1))
+		// The library writes when it has gathered this much. It does so under the
+		// lock that everybody needs, so a peer that takes nothing must be given up
+		// before a stop has to end.
+		opts = append(opts, nats.SetCustomDialer(newQuietDialer()), nats.WriteBufferSize(1), nats.FlusherTimeout(writeTimeout))
 	}
 	nc, err := nats.Connect(cfg.NATSURL, opts...)
 	if err != nil {

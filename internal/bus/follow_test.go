@@ -377,10 +377,12 @@ func TestFollowLargeMessages(t *testing.T) {
 	}
 }
 
-// holder is a listener through whose connections nothing is sent for a while.
+// holder is a listener through whose connections nothing is sent for a while, or
+// nothing is read.
 type holder struct {
 	net.Listener
 	until atomic.Int64 // Unix nanoseconds
+	deaf  atomic.Bool
 }
 
 func (h *holder) Accept() (net.Conn, error) {
@@ -396,6 +398,14 @@ func (h *holder) hold(d time.Duration) { h.until.Store(time.Now().Add(d).UnixNan
 type heldConn struct {
 	net.Conn
 	holder *holder
+}
+
+func (c heldConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	for err == nil && c.holder.deaf.Load() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return n, err
 }
 
 func (c heldConn) Write(b []byte) (int, error) {

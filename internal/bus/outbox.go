@@ -17,7 +17,8 @@ import (
 // milliseconds, and whoever listens without the stream shall not wait for that.
 //
 // Messages about the same thing go one after the other, in the order in which
-// they were put in. Others may be stored in another order when some are sent again.
+// they were put in, and hold up no others. Those may be stored in another order
+// when some are sent again.
 type Outbox struct {
 	conn    *Conn
 	log     *slog.Logger
@@ -25,6 +26,7 @@ type Outbox struct {
 	refused func(subject string, err error)
 
 	flying   []letter // sent and not acknowledged, oldest first
+	waiting  []letter // taken from the queue, each for one about the same thing to be acknowledged
 	token    uint64   // the last given
 	throttle daemon.Throttle
 }
@@ -46,7 +48,8 @@ func (c *Conn) NewOutbox(size int, refused func(subject string, err error)) *Out
 // ErrFull is returned by Put when too many messages wait.
 var ErrFull = errors.New("too many messages wait for the bus")
 
-// Put takes a message. id is by what the stream drops repetitions, about names what it is about.
+// Put takes a message. id is by what the stream drops repetitions, about names
+// what it is about.
 func (o *Outbox) Put(subject, id, about string, m events.Message) error {
 	data, err := events.Marshal(m)
 	if err != nil {
@@ -72,23 +75,19 @@ func (o *Outbox) Run(ctx context.Context) error {
 	defer pub.Close()
 	overdue := time.NewTicker(AckTimeout / 5)
 	defer overdue.Stop()
-	var next *letter // taken from the queue, waits for one about the same thing
 	for ctx.Err() == nil {
-		if next != nil && !o.about(next.about) {
-			if err := o.send(pub, *next); err != nil {
-				o.again(ctx, pub, err)
-			}
-			next = nil
+		if err := o.sendWaiting(pub); err != nil {
+			o.again(ctx, pub, err)
 			continue
 		}
 		queue := o.queue
-		if next != nil || len(o.flying) >= MaxInFlight {
+		if len(o.flying)+len(o.waiting) >= MaxInFlight {
 			queue = nil
 		}
 		select {
 		case <-ctx.Done():
 		case l := <-queue:
-			next = &l
+			o.waiting = append(o.waiting, l)
 		case m := <-pub.Acks():
 			if r, ok := pub.Result(m); ok {
 				o.answered(ctx, pub, r)
@@ -104,9 +103,21 @@ func (o *Outbox) Run(ctx context.Context) error {
 	return nil
 }
 
-// about reports whether a message about this is on its way.
-func (o *Outbox) about(what string) bool {
-	return slices.ContainsFunc(o.flying, func(l letter) bool { return l.about == what })
+// sendWaiting sends what waits for nothing any more.
+func (o *Outbox) sendWaiting(pub *Publisher) error {
+	for i := 0; i < len(o.waiting); {
+		l := o.waiting[i]
+		same := func(other letter) bool { return other.about == l.about }
+		if slices.ContainsFunc(o.flying, same) || slices.ContainsFunc(o.waiting[:i], same) {
+			i++
+			continue
+		}
+		o.waiting = slices.Delete(o.waiting, i, i+1)
+		if err := o.send(pub, l); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // send sends one more, which is on its way from then on even if that failed.

@@ -13,8 +13,9 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// TestOutbox publishes while the server is stopped and started: everything arrives, once, in order where it is about the same thing; and
-// what can never be published is said and stands in nobody's way.
+// TestOutbox publishes while the server is stopped and started: everything
+// arrives, once, in order where it is about the same thing; and what can never
+// be published is said and stands in nobody's way.
 func TestOutbox(t *testing.T) {
 	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
@@ -88,5 +89,40 @@ func TestOutbox(t *testing.T) {
 		if want != nil {
 			break
 		}
+	}
+}
+
+// TestOutboxHoldsUpNoOthers: a message waits for those about the same thing that
+// were put in before it, and for nothing else.
+func TestOutboxHoldsUpNoOthers(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	pub, err := c.NewPublisher("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pub.Close()
+	o := c.NewOutbox(8, nil)
+	o.flying = []letter{{id: "a1", about: "a"}}
+	for _, id := range []string{"a2", "b1", "a3", "b2", "c1"} {
+		o.waiting = append(o.waiting, letter{subject: events.SubjectPace, id: id, about: id[:1]})
+	}
+	if err := o.sendWaiting(pub); err != nil {
+		t.Fatal(err)
+	}
+	ids := func(letters []letter) (text string) {
+		for _, l := range letters {
+			text += l.id + " "
+		}
+		return text
+	}
+	if got := ids(o.flying) + "| " + ids(o.waiting); got != "a1 b1 c1 | a2 a3 b2 " {
+		t.Errorf("on their way | waiting: %s", got)
+	}
+	o.flying = o.flying[1:]
+	if err := o.sendWaiting(pub); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(o.flying) + "| " + ids(o.waiting); got != "b1 c1 a2 | a3 b2 " {
+		t.Errorf("on their way | waiting: %s", got)
 	}
 }

@@ -17,8 +17,11 @@ import (
 )
 
 const (
-	// MaxInFlight is how many messages one publisher may have un-acknowledged.
-	MaxInFlight = 256
+	// MaxInFlight is how many messages one publisher may have un-acknowledged,
+	// MaxBytesInFlight how much in them: a line of 4 Mbit/s carries it within
+	// AckTimeout, and one with a round trip of 250 ms still 8 MiB a second.
+	MaxInFlight      = 256
+	MaxBytesInFlight = 2 << 20
 
 	// AckTimeout is how long an acknowledgement may take before the message is
 	// sent again.
@@ -40,8 +43,8 @@ type Result struct {
 // Publisher publishes to one stream. Whoever uses it collects the answers and
 // keeps what has none: there is neither a goroutine, nor a timer, nor a list of
 // what is in flight in here. Per message nats.go's own asynchronous publisher
-// wakes two goroutines and allocates 40 times; this one wakes none but the
-// caller's. Publish and Result are for one goroutine.
+// wakes two goroutines and allocates 40 times; this one wakes only the
+// library's flusher, which finds nothing to do. Publish and Result are for one goroutine.
 //
 // An answer may never come, when a connection breaks (see Away) or a server
 // forgets. Order is not kept across a reconnect.

@@ -13,6 +13,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// writeTimeout is how long a peer may take nothing.
+const writeTimeout = 3 * time.Second
+
 // quietDialer dials connections whose reads and writes the Go runtime does not
 // hear of.
 type quietDialer struct{ net.Dialer }
@@ -127,12 +130,24 @@ func (c *quietConn) Write(b []byte) (written int, err error) {
 	return written, nil
 }
 
-// wait writes when the peer has made room, or fails at the deadline.
+// wait writes when the peer has made room, or fails at the deadline. Then the
+// connection ends: the library would go on with it and leave out what it could
+// not write, be it a subscription.
 func (c *quietConn) wait() error {
-	if err := c.TCPConn.SetWriteDeadline(c.deadline); err != nil {
-		return err
+	err := c.TCPConn.SetWriteDeadline(c.deadline)
+	if err == nil {
+		err = c.raw.Write(c.out.call)
 	}
-	return c.raw.Write(c.out.call)
+	if err != nil {
+		_ = c.Close() // the error says why already
+	}
+	return err
+}
+
+// SetDeadline implements [net.Conn].
+func (c *quietConn) SetDeadline(t time.Time) error {
+	c.deadline = t
+	return c.SetReadDeadline(t)
 }
 
 // SetWriteDeadline holds for the writes that follow. It is set with each, and
