@@ -78,7 +78,7 @@ func (p *Pump) Run(ctx context.Context) error {
 // fill sends until the ring is empty or enough is in flight. It reports false
 // when the bus refuses.
 func (p *Pump) fill() bool {
-	for p.inFlight < bus.MaxInFlight {
+	for p.inFlight < bus.MaxInFlight && p.Ring.inFlight() < bus.MaxBytesInFlight {
 		it, clean := p.Ring.take()
 		if it == nil {
 			return true

@@ -19,18 +19,19 @@ type item struct {
 // Ring is a bounded queue of encoded batches, oldest first. It is safe for one
 // producer and one pump.
 type Ring struct {
-	mu    sync.Mutex
-	items []*item // the queue is items[head:]; what is before is nil
-	head  int
-	next  int // index of the first item to send; those before it wait for their acknowledgement
-	bytes int
-	fixed int // bytes of the numbered batches, which cannot be dropped
-	limit int
-	seq   uint64  // the last number given
-	total uint64  // events in all numbered batches
-	spare []*item // recycled, so that a steady stream does not allocate
-	wake  chan struct{}
-	room  chan struct{}
+	mu     sync.Mutex
+	items  []*item // the queue is items[head:]; what is before is nil
+	head   int
+	next   int // index of the first item to send; those before it wait for their acknowledgement
+	bytes  int
+	fixed  int // bytes of the numbered batches, which cannot be dropped
+	flying int // bytes of those before next, which wait for their acknowledgement
+	limit  int
+	seq    uint64  // the last number given
+	total  uint64  // events in all numbered batches
+	spare  []*item // recycled, so that a steady stream does not allocate
+	wake   chan struct{}
+	room   chan struct{}
 }
 
 // NewRing returns a ring that holds at most limit bytes of batches.
@@ -124,6 +125,8 @@ func (r *Ring) remove(i int) {
 	r.head++
 	if i >= r.next {
 		r.next++ // it was not sent: those that wait for their acknowledgement moved up by one
+	} else {
+		r.flying -= len(it.data)
 	}
 	if len(r.spare) < maxSpare {
 		r.spare = append(r.spare, it)
@@ -141,6 +144,7 @@ func (r *Ring) take() (it *item, clean bool) {
 	}
 	it, clean = r.items[r.next], r.next == r.head
 	r.next++
+	r.flying += len(it.data)
 	if it.seq == 0 {
 		r.seq++
 		it.seq, it.total = r.seq, r.total
@@ -201,8 +205,15 @@ func (r *Ring) Behind() bool {
 // rewind makes every batch that is here unsent again.
 func (r *Ring) rewind() {
 	r.mu.Lock()
-	r.next = r.head
+	r.next, r.flying = r.head, 0
 	r.mu.Unlock()
+}
+
+// inFlight is how many bytes were taken and wait for their acknowledgement.
+func (r *Ring) inFlight() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flying
 }
 
 // Usage returns the bytes waiting, the limit, and the age of the oldest batch.
