@@ -11,7 +11,7 @@
 //
 // The set holds 64-bit fingerprints of (tuple, zone, protocol, id) under a
 // random key, 8 bytes each, and not the tuples. Two of a million live flows
-// share one with a probability of 3 in 10^8; the damage would be one flow
+// share one with a probability of 5 in 10^8; the damage would be one flow
 // miscounted until the next dump.
 package live
 
@@ -45,38 +45,38 @@ func (t *Table) Len() int { return max(t.held.n, t.next.n) }
 // was running is given up.
 func (t *Table) Begin() {
 	t.next, t.ended, t.dumping = set{}, set{}, true
-	t.next.reserve(t.held.n) // it will hold about as many
+	t.next.expect(t.held.n) // it will hold about as many
 }
 
 // End makes the new epoch the one that counts.
 func (t *Table) End() {
 	t.held, t.next, t.ended, t.dumping = t.next, set{}, set{}, false
+	t.held.release()
 }
-
-// Dumping reports whether a dump is between Begin and End.
-func (t *Table) Dumping() bool { return t.dumping }
 
 // Apply takes an event into account and sets its flags.
 func (t *Table) Apply(e *events.Event) { t.apply(e, t.fingerprint(e)) }
 
 // ApplyAll is Apply for many events, in their order.
 func (t *Table) ApplyAll(evs []events.Event) {
-	prints := t.prepare(evs)
+	prints := t.prepare(evs, true)
 	for i := range evs {
 		t.apply(&evs[i], prints[i])
 	}
 }
 
-// prepare returns the fingerprints of events whose turn comes next. The slots
-// that they belong to are read on the way: in a large table each is a miss of
-// the caches, and here the processor waits for many at once instead of for one
-// after the other.
-func (t *Table) prepare(evs []events.Event) []uint64 {
+// prepare returns the fingerprints of events, or rows of a dump, whose turn comes
+// next. The slots that they belong to are read on the way: in a large table each
+// is a miss of the caches, and here the processor waits for many at once instead
+// of for one after the other. Rows are not looked for in the epoch before.
+func (t *Table) prepare(evs []events.Event, before bool) []uint64 {
 	t.prints = t.prints[:0]
 	for i := range evs {
 		t.prints = append(t.prints, t.fingerprint(&evs[i]))
 	}
-	t.sink = t.held.touch(t.prints)
+	if before {
+		t.sink |= t.held.touch(t.prints)
+	}
 	if t.dumping {
 		t.sink |= t.next.touch(t.prints) | t.ended.touch(t.prints)
 	}
@@ -123,7 +123,7 @@ func (t *Table) existing(f uint64) bool { return !t.ended.has(f) && t.next.add(f
 // the same memory.
 func (t *Table) ExistingAll(rows []events.Event) []events.Event {
 	announce := rows[:0]
-	for i, f := range t.prepare(rows) {
+	for i, f := range t.prepare(rows, false) {
 		if t.existing(f) {
 			announce = append(announce, rows[i])
 		}

@@ -141,8 +141,38 @@ func TestSetKeepsAndForgets(t *testing.T) {
 	}
 }
 
+// TestDumpDoesNotShrink: flows that come and go at the beginning of a dump do
+// not make its set shrink, which is about to hold as many as the one before.
+func TestDumpDoesNotShrink(t *testing.T) {
+	table := New()
+	flow := func(i int, kind events.Type) *events.Event { return &events.Event{Type: kind, ID: uint32(i)} }
+	const n = 200_000
+	for i := range n {
+		table.Apply(flow(i, events.New))
+	}
+	table.Begin()
+	for i := range 10_000 {
+		table.Apply(flow(n+i, events.New))
+	}
+	begun := table.next.bytes()
+	for i := range 10_000 {
+		table.Apply(flow(n+i, events.Destroy))
+	}
+	if left := table.next.bytes(); left != begun || begun < 8*n {
+		t.Errorf("the set of the dump had %d bytes, and has %d", begun, left)
+	}
+	table.End()
+	for i := range 2000 {
+		table.Apply(flow(i, events.New))
+		table.Apply(flow(i, events.Destroy))
+	}
+	if left := table.held.bytes(); left > begun/4 {
+		t.Errorf("after the dump the set has %d bytes for nothing", left)
+	}
+}
+
 // TestSetAgreesWithAMap drives a set through random additions and removals, so
-// that runs of slots grow together, wrap around and fall apart.
+// that runs of slots grow together, reach beyond the last home and fall apart.
 func TestSetAgreesWithAMap(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))

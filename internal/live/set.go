@@ -25,15 +25,16 @@ func (s *set) touch(prints []uint64) (any uint64) {
 	return any
 }
 
-// reserve makes room for n fingerprints in an empty set.
-func (s *set) reserve(n int) {
-	each := uint64(n) / uint64(len(s.segments)) * 3 / 2
+// expect has each segment begin with room for its part of n fingerprints, and
+// keep it, whatever comes and goes until release.
+func (s *set) expect(n int) {
 	for i := range s.segments {
-		if each > minHomes {
-			s.segments[i].resize(each)
-		}
+		s.segments[i].least = uint64(n) / uint64(len(s.segments)) * 3 / 2
 	}
 }
+
+// release lets segments shrink to what they hold.
+func (s *set) release() { s.expect(0) }
 
 func (s *set) has(f uint64) bool { return s.of(f).has(f) }
 
@@ -74,6 +75,7 @@ type segment struct {
 	slots    []uint64 // homes, and behind them room for what the last ones push out
 	homes    uint64
 	overhang uint64 // of the slots; the last is always empty
+	least    uint64 // homes that it shall have
 	n        int
 }
 
@@ -108,7 +110,7 @@ func (s *segment) has(f uint64) bool {
 // add reports whether f was not there.
 func (s *segment) add(f uint64) bool {
 	if uint64(s.n) >= s.homes/4*3 {
-		s.resize(max(minHomes, s.homes+s.homes*5/16))
+		s.resize(max(minHomes, s.least, s.homes+s.homes*5/16))
 	}
 	i, ok := s.find(f)
 	if ok {
@@ -150,8 +152,8 @@ func (s *segment) remove(f uint64) bool {
 	}
 	slots[i] = empty
 	s.n--
-	if s.homes > minHomes && uint64(s.n) < s.homes/4 {
-		s.resize(max(minHomes, s.homes/2))
+	if least := max(minHomes, s.least); s.homes > least && uint64(s.n) < s.homes/4 {
+		s.resize(max(least, s.homes/2))
 	}
 	return true
 }
