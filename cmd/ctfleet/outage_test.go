@@ -129,7 +129,7 @@ func TestStoppedProducer(t *testing.T) {
 	var fw events.FirewallStatus
 	until(t, "the resync after the loss", func() bool {
 		fw = status()
-		return fw.Resyncs > before.Resyncs && fw.Active >= flows && !fw.Approximate
+		return fw.Stream.Resyncs > before.Stream.Resyncs && fw.Active >= flows && !fw.Approximate
 	})
 	if heard := fw.Events - before.Events; fw.Lost == 0 || heard == 0 || heard+fw.Lost != flows || fw.Missing != 0 {
 		t.Errorf("%d events heard, %d lost, %d missing, want some of both, and %d together", heard, fw.Lost, fw.Missing, flows)

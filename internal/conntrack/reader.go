@@ -291,6 +291,9 @@ func (r *Reader) Pressure() (used, limit int, err error) {
 // net.core.rmem_max is the limit.
 func (r *Reader) Buffer() (granted, wanted int) { return r.granted, r.wanted }
 
+// Room is how many events the buffer holds at most.
+func (r *Reader) Room() int { return 2 * r.granted / eventCost }
+
 // Undecodable counts messages that could not be read: each is an event lost to
 // the caller.
 func (r *Reader) Undecodable() uint64 { return r.undecodable.Load() }

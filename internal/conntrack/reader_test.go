@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"net/netip"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -168,20 +168,6 @@ func TestDropsWiden(t *testing.T) {
 	}
 }
 
-// needRoom skips the test, or fails it where that is required, when the kernel
-// did not grant a buffer for n events.
-func needRoom(t *testing.T, r *Reader, n int) {
-	t.Helper()
-	granted, _ := r.Buffer()
-	if 2*granted/eventCost >= n {
-		return
-	}
-	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and the kernel grants a buffer of %d bytes only", granted)
-	}
-	t.Skipf("the kernel grants a buffer of %d bytes only", granted)
-}
-
 func TestReceiveDoesNotAllocate(t *testing.T) {
 	fw := firewall(t, lab.FirewallSpec{})
 	r := open(t, fw.NS, 0)
@@ -189,7 +175,7 @@ func TestReceiveDoesNotAllocate(t *testing.T) {
 	// then, since it allocates.
 	const runs = 4
 	const n = (runs + 2) * vector * maxRounds
-	needRoom(t, r, n)
+	labtest.RequireRoom(t, r.Room(), n)
 	flood(t, fw, udp(client4, n))
 	var seen int
 	count := func(evs []events.Event) { seen += len(evs) }
@@ -209,7 +195,7 @@ func TestBacklogIsReadWithoutNaps(t *testing.T) {
 	fw := firewall(t, lab.FirewallSpec{})
 	r := open(t, fw.NS, 0)
 	const n = 5*vector*maxRounds + 10
-	needRoom(t, r, n)
+	labtest.RequireRoom(t, r.Room(), n)
 	flood(t, fw, udp(client4, n))
 	r.nap = time.Minute
 	for seen, start := 0, time.Now(); seen < n; {

@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -119,4 +120,45 @@ func TestEveryAttemptIsInTheAudit(t *testing.T) {
 	if want := []string{"false 1 0", "true 0 0", "false 0 10"}; !slices.Equal(seen, want) {
 		t.Errorf("the audit holds %q, want %q", seen, want)
 	}
+}
+
+// TestStopDuringAFlush: what a flush deleted before the producer was stopped is
+// in the audit.
+func TestStopDuringAFlush(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true, BufferBytes: 1 << 20}) // deletes are paced by the buffer
+	const n = 40_000
+	f := udp4("198.18.0.1/32", 0, n)
+	f.Rate = 20_000
+	r.flood(f)
+	r.until("all flows", func() bool { return r.new == n })
+	h := r.p.health(false)
+	c := &events.Command{
+		ID: "under-way", Verb: events.VerbFlush, Firewall: "fw-a", Boot: h.Boot, Actor: events.ActorOperator, Expires: h.Sent + int64(10*time.Second),
+		Addresses: []string{"198.18.0.1"}, By: events.BySrc,
+	}
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		var rec events.Receipt // the answer may come or not
+		_ = r.conn.Request(context.Background(), events.CommandSubject("fw-a", events.VerbFlush), c, &rec)
+	}()
+	r.until("the flush to be under way", func() bool { return r.gone > 0 })
+	r.stop()
+	<-answered
+	var receipts []events.Receipt
+	err := r.conn.Read(t.Context(), bus.StreamAudit, bus.FollowFrom{Filter: events.AuditSubject("fw-a", events.VerbFlush), All: true}, func(m bus.Msg) {
+		var rec events.Receipt
+		if err := events.Unmarshal(m.Data, &rec); err != nil {
+			t.Error(err)
+		}
+		receipts = append(receipts, rec)
+	})
+	if err != nil || len(receipts) != 1 || receipts[0].Deleted == 0 {
+		t.Fatalf("the audit holds %+v, %v", receipts, err)
+	}
+	rec := receipts[0]
+	if left := rec.TableAfter; rec.Deleted+left < n || rec.Deleted < n && rec.Error != errStopping.Error() {
+		t.Errorf("receipt: %+v", rec)
+	}
+	t.Logf("%d of %d entries were deleted: %q", rec.Deleted, n, rec.Error)
 }

@@ -47,7 +47,15 @@ func (p *Producer) recordLoop(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			for {
+				select {
+				case rec := <-p.records:
+					p.unrecorded(&rec, context.Cause(ctx))
+					continue
+				default:
+				}
+				return nil
+			}
 		case rec := <-p.records:
 			p.publishRecord(ctx, &rec)
 			p.recording.Add(-1)

@@ -14,12 +14,9 @@ import (
 // rates; half of what is allowed, which leaves room for IPv6 with counters.
 const batchEvents = 2048
 
-// finalRounds of 4,096 events are more than the largest buffer holds.
-const finalRounds = 32
-
 // busyLinger is how long a batch stays open at least while events keep coming. A
 // round of nap, publish and acknowledgement costs as much as two hundred events
-// do; the first batch after a pause goes out after the linger that was asked for.
+// do. What comes after a pause goes out at once.
 const busyLinger = 25 * time.Millisecond
 
 // behindLinger is the same while the bus is behind (see [spool.Ring.Behind]).
@@ -47,47 +44,62 @@ func (p *Producer) capture(ctx context.Context) error {
 		busy   bool  // the last batch was closed with events still coming
 	)
 	for ctx.Err() == nil {
-		linger := p.linger.Load()
-		if busy {
-			linger = max(linger, int64(busyLinger))
+		linger := lingerOf(time.Duration(p.linger.Load()), busy, p.ring.Behind())
+		now := conntrack.Monotonic()
+		if c.w.Len() == 0 {
+			looked = now
 		}
-		if p.ring.Behind() {
-			linger = max(linger, int64(behindLinger))
-		}
-		// Under load the reader naps within wait, and the nap is the linger: an
-		// event that came when it began has waited long enough when it ends.
-		wait := idleWait
-		switch {
-		case c.w.Len() > 0:
-			wait = time.Duration(max(looked+linger-conntrack.Monotonic(), 0))
-		case busy:
-			looked = conntrack.Monotonic()
-			wait = time.Duration(linger)
-		default:
-			looked = conntrack.Monotonic()
-		}
-		n, err := receive(wait)
+		n, err := receive(waitOf(linger, time.Duration(now-looked), busy, c.w.Len() > 0))
 		if err != nil {
+			c.flush() // what was read before is ours to deliver
 			return err
 		}
-		if conntrack.Monotonic() >= looked+linger {
+		if conntrack.Monotonic() >= looked+int64(linger) {
 			c.flush()
 			busy = n > 0
 		}
 	}
 	// What the kernel has queued by now is still ours; what comes meanwhile is
 	// no more, or a flood would keep us for ever.
-	for range finalRounds {
+	for left := p.reader.Room(); left > 0; {
 		n, err := receive(0)
 		if err != nil {
+			c.flush()
 			return err
 		}
 		if n == 0 {
 			break
 		}
+		left -= n
 	}
 	c.flush()
 	return c.failed
+}
+
+// lingerOf is how long a batch stays open, when so much was asked for: longer
+// while events keep coming, and while the bus is behind.
+func lingerOf(asked time.Duration, busy, behind bool) time.Duration {
+	if busy {
+		asked = max(asked, busyLinger)
+	}
+	if behind {
+		asked = max(asked, behindLinger)
+	}
+	return asked
+}
+
+// waitOf is how long to wait for the kernel when the open batch, if there is
+// one, has waited since. Under load the reader naps within that, and the nap is
+// the linger: an event that came when it began has waited long enough when it
+// ends. What comes after a pause goes out at once.
+func waitOf(linger, since time.Duration, busy, open bool) time.Duration {
+	switch {
+	case open:
+		return max(linger-since, 0)
+	case busy:
+		return linger
+	}
+	return idleWait
 }
 
 // capturer is the batch that is open.

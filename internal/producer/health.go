@@ -51,14 +51,17 @@ func (p *Producer) health(stopping bool) *events.Health {
 		h.Problems = *list
 	}
 	st, err := p.table.read(p.ns)
+	if err == nil {
+		p.sysctls.Store(&st.Sysctls)
+	}
+	if sys := p.sysctls.Load(); sys != nil { // when the read failed, as they were
+		h.TCPLoose = sys.TCPLoose != nil && *sys.TCPLoose != 0
+		h.Stream.Unannounced = sys.Events != nil && *sys.Events == 2
+	}
 	if err != nil {
 		p.log.Warn("cannot read the table's state", "error", err)
 		return h
 	}
-	sys := &st.Sysctls
-	p.sysctls.Store(sys)
-	h.TCPLoose = sys.TCPLoose != nil && *sys.TCPLoose != 0
-	h.Stream.Unannounced = sys.Events != nil && *sys.Events == 2
 	h.Table = events.TableHealth{Count: st.Count, Limit: st.Limit, Buckets: st.Buckets}
 	if p.opt.TableLimit > 0 {
 		h.Table.Limit = p.opt.TableLimit

@@ -35,7 +35,7 @@ type Options struct {
 	NetNS       string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
 	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
 	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
-	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; the aggregator may ask for more (${default})."`
+	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; at least 25ms while events keep coming, and the aggregator may ask for more (${default})."`
 	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
 	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
@@ -228,6 +228,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	stopService = sync.OnceFunc(stopService)
 	defer stopService()
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -238,8 +239,10 @@ func (p *Producer) Run(ctx context.Context) error {
 	p.requestResync("start")
 	err = g.Wait()
 
-	// The events were read, so they are ours to deliver.
 	deadline := time.Now().Add(drainTime)
+	stopService()
+	p.endFlush(deadline)
+	// The events were read, so they are ours to deliver.
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}

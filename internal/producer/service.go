@@ -2,6 +2,7 @@ package producer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -106,7 +107,7 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 		return r, m
 	}
 	m = conntrack.Match{Prefixes: prefixes, By: c.By, Zone: verdict.Zone}
-	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	ctx, cancel := context.WithTimeout(p.life, flushTime)
 	defer cancel()
 	conn, err := conntrack.Dial(p.ns)
 	if err != nil {
@@ -132,6 +133,9 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 		r.Refused = append(r.Refused, events.Refusal{Reason: reason, Count: n})
 	}
 	slices.SortFunc(r.Refused, func(a, b events.Refusal) int { return int(b.Count) - int(a.Count) })
+	if err != nil && p.life.Err() != nil {
+		err = errStopping
+	}
 	if err != nil {
 		r.Error = err.Error()
 	}
@@ -139,6 +143,18 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 		r.TableAfter = after.Count
 	}
 	return r, m
+}
+
+// errStopping is why a flush ends early.
+var errStopping = errors.New("the producer is stopping")
+
+// endFlush waits for a flush that is under way and ends it when its time is
+// over: either way there is a receipt of what was deleted. None begins after it.
+func (p *Producer) endFlush(deadline time.Time) {
+	defer time.AfterFunc(time.Until(deadline), p.end).Stop()
+	p.flushing.Lock()
+	defer p.flushing.Unlock()
+	p.end()
 }
 
 // residual counts what matches again a moment later and records it under the

@@ -42,3 +42,16 @@ func Require(t testing.TB) {
 	}
 	t.Skipf("needs network namespaces; run as root or under `unshare --user --map-root-user --net`: %v", err)
 }
+
+// RequireRoom skips the test, or fails it when CTFLEET_REQUIRE_KERNEL=1, where the
+// kernel granted a socket buffer for too few events.
+func RequireRoom(t testing.TB, events, want int) {
+	t.Helper()
+	if events >= want {
+		return
+	}
+	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
+		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and the kernel grants a socket buffer for %d events, not %d", events, want)
+	}
+	t.Skipf("the kernel grants a socket buffer for %d events, not %d (net.core.rmem_max)", events, want)
+}
