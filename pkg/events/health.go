@@ -56,7 +56,7 @@ type StreamHealth struct {
 	RingLimit   uint64 `msgpack:"ring_limit" json:"ring_limit"`
 	Buffer      uint64 `msgpack:"buffer_bytes" json:"buffer_bytes"` // socket buffer the kernel granted
 	BufferUsed  uint64 `msgpack:"buffer_used" json:"buffer_used"`
-	LingerMS    uint64 `msgpack:"linger_ms" json:"linger_ms"` // in force, after ct.v1.pace
+	LingerMS    uint64 `msgpack:"linger_ms" json:"linger_ms"` // asked for: by its flag, or ct.v1.pace if that is more
 	LagMS       uint64 `msgpack:"lag_ms" json:"lag_ms"`       // age of the oldest batch not yet acknowledged
 	Epoch       uint32 `msgpack:"epoch" json:"epoch"`
 	Live        uint64 `msgpack:"live" json:"live"` // flows held in this epoch
