@@ -83,6 +83,35 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// TestFloodAfterOthers: the keys of members that were there before a flood, all in
+// one place, stay, although no key that may go is near.
+func TestFloodAfterOthers(t *testing.T) {
+	const maxKeys, others, each = 20_000, 9, 1900 // each less than a tenth
+	w := 10 * time.Second
+	table := newTable(t, Config{Windows: []time.Duration{w}, MaxKeys: maxKeys})
+	table.Join(others)
+	now := int64(1e18)
+	table.Advance(now)
+	for m := range Member(others) {
+		for i := range each {
+			table.AddBatch([]Event{{Key: Key{Hi: uint64(m), Lo: uint64(i)}, At: now, N: 1, Series: 1, Member: m}}, nil)
+		}
+	}
+	for i := range 100_000 {
+		table.AddBatch([]Event{{Key: Key{Hi: others, Lo: uint64(i)}, At: now, N: 1, Series: 1, Member: others}}, nil)
+	}
+	for m := range Member(others) {
+		for i := range each {
+			if n := table.Count(Key{Hi: uint64(m), Lo: uint64(i)}, 0, table.At(w, now)); n != 1 {
+				t.Fatalf("key %d of member %d counts %d, want 1", i, m, n)
+			}
+		}
+	}
+	if s := table.Stats(); s.Keys != maxKeys || s.Evicted != 100_000-(maxKeys-others*each) {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestEvictSmallest: when no key is small, the lightest go. What a key holds is weight too, and so are the events of the second series.
 func TestEvictSmallest(t *testing.T) {
 	const maxKeys = 4000

@@ -38,8 +38,8 @@
 // # Bounds
 //
 // A table holds at most MaxKeys keys, and as many lines of members. When it is full each member is left its equal share: a new key takes the place of one that belongs to
-// a member with more than that, and of these one of the smallest: one whose count is within the lightest eighth, oldest first.
-// Keys above that are never evicted. A key that was evicted and comes
+// a member with that or more, or to several, and of these one of the smallest: one whose count is within the lightest eighth.
+// A key that was evicted and comes
 // again starts from nothing, so its count is less than the truth for a while, never more. Expired keys are reclaimed
 // by Advance, a few at each call, and memory is given back.
 //

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// evict is the state of the search for lines to evict: a hand that goes round the store. A new line takes the place of the one it evicts, so the
-// hand comes to the oldest first.
+// evict is the state of the search for lines to evict: a hand that goes round the
+// store, so that each line is looked at in its turn.
 type evict struct {
 	hand  uint32
 	light uint64 // who has more stays
@@ -17,18 +17,23 @@ const (
 	// The lightest 1/lightShare of a sample may go. So the hand finds one in about as many steps.
 	lightShare = 8
 	sampleSize = 1024
-	// maxSteps is how far the hand goes for one that may go before it takes the smallest that it saw.
-	maxSteps = 4096
+	// Where a sample has fewer than fewSamples, up to nearby lines behind each of its places are looked at too.
+	fewSamples = 64
+	nearby     = 64
+	// maxChoice is among how many that may go the smallest is taken, when none is light.
+	maxChoice = 4096
 )
 
-// victim returns the line to be given to another key.
+// victim returns the line to be given to another key. Lines that may not go cost
+// a look each: those that may are few only while the table is full of others, and
+// then each round of the hand finds all of them.
 func (t *Table) victim(s *store) uint32 {
 	v := &s.evict
 	if v.hand >= uint32(s.n) {
 		v.hand = 0
 	}
-	smallest, at := uint64(math.MaxUint64), v.hand
-	for range min(s.n, maxSteps) {
+	smallest, at, choice := uint64(math.MaxUint64), v.hand, 0
+	for steps := 0; steps < s.n && choice < maxChoice; steps++ {
 		if v.steps == 0 {
 			v.light = t.lightest(s)
 			v.steps = max(s.n/4, 1)
@@ -46,38 +51,52 @@ func (t *Table) victim(s *store) uint32 {
 		if weight <= v.light {
 			return number
 		}
-		if weight < smallest {
+		if choice++; weight < smallest {
 			smallest, at = weight, number
 		}
 	}
 	return at
 }
 
-// greedy reports whether a line may have to go for another: its owner has his share of the store or more. So
-// whoever floods the table pushes out his own keys, and nobody else's.
+// greedy reports whether a line may have to go for another: its owner has his
+// share of the store or more. So whoever floods the table pushes out his own keys,
+// and of those of others the light ones that several members see.
 func (t *Table) greedy(s *store, owner Member) bool {
 	return owner == several || t.members[owner].lines*t.active >= s.limit
 }
 
-// lightest returns the weight that an eighth of the lines that may go do not exceed, by a sample taken evenly from the store.
+// lightest returns the weight that an eighth of the lines that may go do not
+// exceed, by a sample taken evenly from the store.
 func (t *Table) lightest(s *store) uint64 {
-	var sample [sampleSize]uint64
-	n, of := 0, min(sampleSize, s.n)
-	for i := range of {
-		if p := s.at(uint32(i * s.n / of)); t.greedy(s, p.line().owner) {
-			sample[n] = t.weight(p, math.MaxUint64)
-			n++
+	var all [sampleSize]uint64
+	sample := all[:0]
+	take := func(number int) {
+		if p := s.at(uint32(number)); len(sample) < sampleSize && t.greedy(s, p.line().owner) {
+			sample = append(sample, t.weight(p, math.MaxUint64))
 		}
 	}
-	if n == 0 {
+	of := min(sampleSize, s.n)
+	for i := range of {
+		take(i * s.n / of)
+	}
+	if len(sample) < fewSamples {
+		for i := range of {
+			first, end := i*s.n/of, (i+1)*s.n/of
+			for number := first + 1; number < min(end, first+nearby); number++ {
+				take(number)
+			}
+		}
+	}
+	if len(sample) == 0 {
 		return 0
 	}
-	slices.Sort(sample[:n])
-	return sample[n/lightShare]
+	slices.Sort(sample)
+	return sample[len(sample)/lightShare]
 }
 
-// weight returns how much a line still counts for: its events in the longest window, of the first two series, and what it holds. No more than is needed to see that it
-// exceeds enough.
+// weight returns how much a line still counts for: its events in the longest
+// window, of the first two series, and what it holds. No more than is needed to see
+// that it exceeds enough.
 func (t *Table) weight(p place, enough uint64) (sum uint64) {
 	if g := p.gauge(); p.line().owner == several {
 		sum = uint64(max(g.v[0], -g.v[0]))

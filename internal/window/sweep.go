@@ -61,7 +61,7 @@ func (t *Table) pass() {
 func (t *Table) rebase() {
 	old := t.grid.base
 	t.grid.rebase(t.now)
-	shift := uint32((uint64(t.grid.base) - uint64(old)) / uint64(t.grid.tick))
+	shift := (uint64(t.grid.base) - uint64(old)) / uint64(t.grid.tick)
 	for _, s := range []*store{&t.keys, &t.shares} {
 		for number := range uint32(s.n) {
 			p := s.at(number)
@@ -69,11 +69,11 @@ func (t *Table) rebase() {
 				r, ok := p.series(i)
 				switch {
 				case !ok:
-				case r.last < shift:
+				case uint64(r.last) < shift:
 					t.clear(r)
 					r.last = 0
 				default:
-					r.last -= shift // all older cells are relative to it
+					r.last -= uint32(shift) // all older cells are relative to it
 				}
 			}
 		}

@@ -251,6 +251,22 @@ func TestRange(t *testing.T) {
 	}
 }
 
+// TestLongLeap: nothing is left in the windows after a leap of more ticks than a
+// cell's number has.
+func TestLongLeap(t *testing.T) {
+	for ms := range int64(3000) {
+		table := newTable(t, Config{Windows: []time.Duration{time.Second}})
+		now := int64(1e18)
+		table.Advance(now)
+		table.plain(key(1), now, 1)
+		now += (1<<32 + ms) * table.grid.tick
+		table.Advance(now)
+		if got := table.Count(key(1), 0, table.At(time.Second, now)); got != 0 {
+			t.Fatalf("count after a leap of 2^32+%d ticks: %d, want 0", ms, got)
+		}
+	}
+}
+
 func TestAddDoesNotAllocate(t *testing.T) {
 	table := newTable(t, Config{Windows: []time.Duration{time.Second, 10 * time.Second, time.Minute}, Levels: []Level{{Window: time.Second, Count: 50}}})
 	table.Join(2)
