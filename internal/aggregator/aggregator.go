@@ -282,5 +282,6 @@ func (a *Aggregator) goLive() {
 	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
 	// The last message may be long past: the present is the server's.
 	a.counter.Advance(a.replay.now.Add(time.Since(a.replay.local)).UnixNano())
-	a.judgeAll()
+	// What a replay made of the counts crossed its thresholds while nobody looked.
+	a.judge(a.counter.Review())
 }

@@ -51,40 +51,6 @@ func (a *Aggregator) judge(crossed []count.Crossing) {
 	}
 }
 
-// judgeAll judges every key once: what a replay made of them crossed no
-// threshold while nobody looked.
-func (a *Aggregator) judgeAll() {
-	for n := range a.engine.Rules() {
-		r := &a.engine.Rules()[n]
-		if r.Track == rule.Table {
-			continue
-		}
-		l := levelOf(r)
-		for _, place := range a.counter.Places() {
-			if (place.Firewall == "") == (l.Scope == count.Firewall) {
-				continue
-			}
-			// Largest first: what does not reach the threshold ends the search.
-			for limit := 128; ; limit *= 8 {
-				rows := a.counter.Top(l.Set, place, r.Window(), limit)
-				over := 0
-				for over < len(rows) && float64(rows[over].Value) >= r.Count {
-					over++
-				}
-				if over == limit {
-					continue
-				}
-				for _, row := range rows[:over] {
-					if v, known := a.counter.Value(l.Set, l.Scope, place, row.Key, r.Window()); known && float64(v) >= r.Count {
-						a.publish(a.engine.Observe(n, rule.Subject{Realm: place.Realm, Firewall: place.Firewall, Key: row.Key}, float64(v), a.counter.Now()))
-					}
-				}
-				break
-			}
-		}
-	}
-}
-
 // value is what the engine asks for at a tick.
 func (a *Aggregator) value(n int, s rule.Subject) (float64, bool) {
 	r := &a.engine.Rules()[n]

@@ -24,9 +24,10 @@ type job struct {
 type operation uint8
 
 const (
-	opCount operation = iota
-	opClear           // empty one of a site's two sets of active flows
-	opShow            // show this one from now on
+	opCount  operation = iota
+	opClear            // empty one of a site's two sets of active flows
+	opShow             // show this one from now on
+	opReview           // look at every key
 )
 
 // A kind is all of an event but who and when: its type, its flags and whether

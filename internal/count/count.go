@@ -165,6 +165,14 @@ func (c *Counter) Advance(now int64) []Crossing {
 	return out
 }
 
+// Review returns everything that is at a level now, as if it had crossed it at
+// this moment, in one pass for each level; valid until the next call. Nothing
+// admitted may be left to count.
+func (c *Counter) Review() []Crossing {
+	c.jobs = append(c.jobs, job{now: c.now, at: c.now, op: opReview})
+	return c.finish()
+}
+
 // Apply counts a batch of ct.v1.events.<firewall> by itself: it is Admit, Run and Commit.
 func (c *Counter) Apply(firewall string, b *events.Batch, stream int64) ([]Crossing, error) {
 	err := c.Admit(firewall, b, stream)

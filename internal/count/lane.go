@@ -95,6 +95,8 @@ func (c *Counter) Run(number int) {
 				l.count(s, i)
 			case opClear:
 				s.table.Clear(j.member, j.slot)
+			case opReview:
+				l.review(s, i)
 			case opShow:
 				s.table.Show(j.member, j.slot, func(k window.Key, h window.Hot) { l.look(s, k, j.member, h, i) })
 			}
@@ -104,6 +106,9 @@ func (c *Counter) Run(number int) {
 		}
 		// The order in which a table reports is its own.
 		slices.SortFunc(l.crossed[before:], crossing.compare)
+		if j.op == opReview { // several firewalls may have found the same key for the fleet
+			l.crossed = l.crossed[:before+len(slices.Compact(l.crossed[before:]))]
+		}
 	}
 }
 
@@ -195,19 +200,40 @@ func (l *lane) fresh(k hotKey) bool {
 	return true
 }
 
+// review looks at all keys of a selector's table.
+func (l *lane) review(s *selector, job int) {
+	for m := range metrics {
+		for _, i := range s.levels[m] {
+			level := &l.c.levels[i]
+			members := level.Scope != Fleet
+			look := func(k window.Key, by window.Member) {
+				l.look(s, k, by, window.Hot{Series: window.Series(m), Total: !members, Member: members}, job)
+			}
+			if m == Active {
+				s.table.ReachGauge(level.Count, members, look)
+			} else {
+				s.table.Reach(m.series(), s.table.At(level.Window, l.c.jobs[job].now), level.Count, members, look)
+			}
+		}
+	}
+}
+
 // judge notes the levels that a key is at: those of totals, or those of members.
 func (l *lane) judge(s *selector, metric Metric, total bool, k window.Key, m window.Member, job int) {
-	at := l.c.sites[m]
-	if at == nil {
-		return // it is leaving
+	var at *site
+	if !total {
+		if at = l.c.sites[m]; at == nil {
+			return // it is leaving
+		}
 	}
+	realm := l.c.realmTags[k.Tag>>1]
 	now := l.c.jobs[job].now
 	for _, i := range s.levels[metric] {
 		level := &l.c.levels[i]
 		if (level.Scope == Fleet) != total {
 			continue
 		}
-		place, value := Place{Realm: at.realm.name}, uint64(0)
+		place, value := Place{Realm: realm.name}, uint64(0)
 		switch level.Scope {
 		case Fleet:
 			value = s.value(metric, k, level.Window, now)

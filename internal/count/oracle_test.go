@@ -67,6 +67,7 @@ type scene struct {
 
 	exact, known int
 	bounded      int    // comparisons with the truth
+	reviewed     int    // keys at a level that a review found
 	steps        []step // all that rec went through
 	crossed      []Crossing
 }
@@ -100,8 +101,8 @@ func runOracle(t *testing.T, seed uint64) {
 			s.steps = append(s.steps, step{})
 		}
 	}
-	if s.exact*5 < s.known || s.bounded == 0 {
-		t.Errorf("seed %d: active was exact in %d of %d places, and %d times counts were compared with the truth: the test tests little", seed, s.exact, s.known, s.bounded)
+	if s.exact*5 < s.known || s.bounded == 0 || s.reviewed == 0 {
+		t.Errorf("seed %d: active was exact in %d of %d places, %d times counts were compared with the truth, %d keys were at a level: the test tests little", seed, s.exact, s.known, s.bounded, s.reviewed)
 	}
 	from := slices.IndexFunc(s.steps, func(st step) bool { return st.now == 0 && st.data == nil })
 	joined := s.steps[from-1].now
@@ -218,6 +219,7 @@ func (s *scene) settling() bool {
 
 // check compares everything with the oracle.
 func (s *scene) check(last bool) {
+	s.review()
 	for _, set := range s.sets {
 		for _, p := range s.rec.c.Places() {
 			if set.Metric == Active {
@@ -283,6 +285,36 @@ func (s *scene) same(what string, other *receiver) {
 			}
 		}
 	}
+}
+
+// review expects a look at every key to find what is at a level, and nothing else.
+func (s *scene) review() {
+	s.t.Helper()
+	c := s.rec.c
+	want := map[Crossing]bool{}
+	for i, l := range c.levels {
+		for _, p := range c.Places() {
+			if (p.Firewall == "") == (l.Scope == Firewall) {
+				continue
+			}
+			for _, e := range c.Top(l.Set, p, l.Window, 1<<20) {
+				if v, _ := c.Value(l.Set, l.Scope, p, e.Key, l.Window); v >= l.Count {
+					want[Crossing{i, p, e.Key, v, c.Now()}] = true
+				}
+			}
+		}
+	}
+	got := c.Review()
+	for _, g := range got {
+		if !want[g] {
+			s.t.Errorf("review: %+v is not at its level, or comes twice", g)
+		}
+		delete(want, g)
+	}
+	for g := range want {
+		s.t.Errorf("review: %+v is left out", g)
+	}
+	s.reviewed += len(got)
 }
 
 // round lets a firewall live for a while.

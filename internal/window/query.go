@@ -120,6 +120,36 @@ func (t *Table) TopGauge(f Filter, limit int) []Entry {
 	return t.top(f, limit, func(p place) uint64 { return uint64(max(t.held(p), 0)) })
 }
 
+// Reach calls fn with each key whose total in a window is at least that, in one
+// pass over the table; or, with members, with each key and member whose count is.
+func (t *Table) Reach(s Series, q Query, least uint64, members bool, fn func(Key, Member)) {
+	t.reach(least, members, fn, func(p place) uint64 { return t.read(p, s, q) })
+}
+
+// ReachGauge does the same with what is shown.
+func (t *Table) ReachGauge(least uint64, members bool, fn func(Key, Member)) {
+	t.reach(least, members, fn, func(p place) uint64 { return uint64(max(t.held(p), 0)) })
+}
+
+func (t *Table) reach(least uint64, members bool, fn func(Key, Member), value func(place) uint64) {
+	stores := []*store{&t.keys}
+	if members {
+		stores = append(stores, &t.shares)
+	}
+	for _, s := range stores {
+		for number := range uint32(s.n) {
+			p := s.at(number)
+			l := p.line()
+			if members && l.owner == several {
+				continue
+			}
+			if value(p) >= least {
+				fn(l.key(), l.owner)
+			}
+		}
+	}
+}
+
 func (t *Table) top(f Filter, limit int, value func(place) uint64) []Entry {
 	if limit <= 0 {
 		return nil
