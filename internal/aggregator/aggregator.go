@@ -68,10 +68,12 @@ type Aggregator struct {
 	engine   *rule.Engine
 	fleet    map[string]*firewall
 	replay   replay
-	live     bool      // the replay has caught up: judge and publish
-	heard    time.Time // local time of the last stream message
-	judged   time.Time // local time when the firewalls were last judged
-	lag      uint64    // stream messages behind
+	live     bool          // the replay has caught up: judge and publish
+	heard    time.Time     // local time of the last stream message
+	judged   time.Time     // local time when the firewalls were last judged
+	lag      uint64        // stream messages that had not been sent to us when the last was
+	behind   time.Duration // how long after the server stamped it the last one was counted
+	clock    bus.Clock     // the server's
 	pacer    pacer
 	decoder  events.Decoder
 	batch    events.Batch
@@ -182,7 +184,8 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
-	g.Go(func() error { return a.upkeepLoop(ctx) })
+	g.Go(func() error { return a.resyncLoop(ctx) })
+	g.Go(func() error { return a.paceLoop(ctx) })
 	return g.Wait()
 }
 
@@ -194,20 +197,20 @@ const replayMargin = 10 * time.Second
 // the server's clock: ours may differ.
 type replay struct {
 	from  time.Time
-	until uint64    // sequence in the stream; 0: there is nothing to replay
-	now   time.Time // the server's clock …
-	local time.Time // … when ours said this
+	until uint64 // sequence in the stream; 0: there is nothing to replay
 }
 
 // planReplay asks the event stream how it stands.
 func (a *Aggregator) planReplay(ctx context.Context) error {
+	asked := time.Now()
 	st, err := a.conn.State(ctx, bus.StreamEvents)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.replay = replay{from: st.Now.Add(-slices.Max(a.windows) - replayMargin), now: st.Now, local: time.Now()}
+	a.clock = bus.ClockOf(st, asked)
+	a.replay = replay{from: st.Now.Add(-slices.Max(a.windows) - replayMargin)}
 	if st.Messages > 0 && st.LastTime.After(a.replay.from) {
 		a.replay.until = st.LastSeq
 	}
@@ -281,7 +284,7 @@ func (a *Aggregator) goLive() {
 	a.ready.Store(true)
 	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
 	// The last message may be long past: the present is the server's.
-	a.counter.Advance(a.replay.now.Add(time.Since(a.replay.local)).UnixNano())
+	a.counter.Advance(a.clock.At(time.Now()).UnixNano())
 	// What a replay made of the counts crossed its thresholds while nobody looked.
 	a.judge(a.counter.Review())
 }

@@ -34,30 +34,36 @@ const groupBatches = 32
 func (a *Aggregator) take(m message) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for n := 1; ; n++ {
+	last := m
+	for n, more := 1, true; more && n <= groupBatches; n++ {
 		if err := a.admit(m); err != nil {
 			a.refuse("batch", m.Subject, err)
 		}
 		if !m.snapshot {
-			a.lag = m.Pending
+			a.lag, last = m.Pending, m
 		}
 		if !a.live && !m.snapshot && (m.Seq >= a.replay.until || m.Pending == 0) {
 			a.count()
 			a.goLive()
 		}
-		if n == groupBatches {
-			break
+		if n < groupBatches {
+			m, more = a.waiting()
 		}
-		select {
-		case m = <-a.intake:
-			continue
-		default:
-		}
-		break
 	}
 	a.heard = time.Now()
+	a.behind = a.clock.Age(last.Time, a.heard)
 	if crossed := a.count(); a.live {
 		a.judge(crossed)
+	}
+}
+
+// waiting returns the next batch, if one waits.
+func (a *Aggregator) waiting() (m message, ok bool) {
+	select {
+	case m = <-a.intake:
+		return m, true
+	default:
+		return m, false
 	}
 }
 

@@ -10,11 +10,11 @@ const (
 	// fleetMessages is how many messages a second all firewalls together may
 	// send: a server was healthy at twice as many.
 	fleetMessages = 10_000
-	// While more than lagging messages are not counted yet, a tenth of a second's,
-	// the pace slows down at every look; while hardly any are it picks up again,
-	// more gently, so that the two do not take turns.
-	lagging  = fleetMessages / 10
-	abreast  = lagging / 10
+	// While messages are counted later than lagging after the server took them, the
+	// pace slows down at every look; while that is hardly any time it picks up
+	// again, more gently, so that the two do not take turns.
+	lagging  = 250 * time.Millisecond
+	abreast  = lagging / 5
 	slowDown = 1.25
 	pickUp   = 0.95
 )
@@ -27,11 +27,11 @@ type pacer struct {
 }
 
 // next is asked at every look.
-func (p *pacer) next(fleet int, lag uint64) *events.Pace {
+func (p *pacer) next(fleet int, behind time.Duration) *events.Pace {
 	switch {
-	case lag > lagging:
+	case behind > lagging:
 		p.stretch *= slowDown
-	case lag < abreast:
+	case behind < abreast:
 		p.stretch *= pickUp
 	}
 	p.stretch = min(max(p.stretch, 1), events.MaxLingerMS)
@@ -43,8 +43,8 @@ func (p *pacer) next(fleet int, lag uint64) *events.Pace {
 	return &events.Pace{LingerMS: uint32(min(linger, events.MaxLingerMS)), Fleet: uint32(fleet)}
 }
 
-// announce is the pace as of now.
-func (a *Aggregator) announce(now time.Time) *events.Pace {
+// pace is asked for at every look.
+func (a *Aggregator) pace(now time.Time) *events.Pace {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	fleet := 0
@@ -53,5 +53,9 @@ func (a *Aggregator) announce(now time.Time) *events.Pace {
 			fleet++
 		}
 	}
-	return a.pacer.next(fleet, a.lag)
+	behind := a.behind
+	if now.Sub(a.heard) > vanished {
+		behind = 0 // nothing comes
+	}
+	return a.pacer.next(fleet, behind)
 }

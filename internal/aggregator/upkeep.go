@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -25,57 +26,79 @@ const (
 	// paceLook how often whether it has to be another.
 	paceInterval = 5 * time.Second
 	paceLook     = 200 * time.Millisecond
+	// resyncLook is how often firewalls are looked at that may need a resync.
+	resyncLook = 100 * time.Millisecond
 )
 
-// upkeepLoop asks for resyncs where active is not known, and sets the pace.
-func (a *Aggregator) upkeepLoop(ctx context.Context) error {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	var looked, paced, next time.Time
+// paceLoop says how long producers shall linger: at once when that has to be
+// another, and again for producers that come.
+func (a *Aggregator) paceLoop(ctx context.Context) error {
 	var said events.Pace
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			if !a.ready.Load() || a.conn.Connected() != nil {
-				continue
-			}
-			if now.Sub(looked) >= paceLook {
-				looked = now
-				// A fleet that comes all at once needs it at once.
-				if pace := a.announce(now); *pace != said || now.Sub(paced) >= paceInterval {
-					paced, said = now, *pace
-					if err := a.conn.Send(events.SubjectPace, pace); err != nil {
-						a.log.Debug("cannot announce the pace", "error", err)
-					}
-				}
-			}
-			if now.Before(next) {
-				continue
-			}
-			if name, flows := a.needsResync(now); name != "" {
-				if a.askResync(ctx, name) {
-					seconds := float64(flows) * flowBytes / resyncBytesPerSecond
-					next = now.Add(time.Duration(min(seconds, maxPause.Seconds()) * float64(time.Second)))
-				}
+	var paced, read time.Time
+	for pause(ctx, paceLook) {
+		if !a.ready.Load() || a.conn.Connected() != nil {
+			continue
+		}
+		now := time.Now()
+		if now.Sub(read) >= bus.ClockFor {
+			read = now
+			a.readClock(ctx)
+		}
+		if pace := a.pace(now); *pace != said || now.Sub(paced) >= paceInterval {
+			paced, said = now, *pace
+			if err := a.conn.Send(events.SubjectPace, pace); err != nil {
+				a.log.Debug("cannot announce the pace", "error", err)
 			}
 		}
 	}
+	return nil
+}
+
+// readClock reads the server's clock, by which we know how far behind we are.
+// Without an answer the last reading is the best that there is.
+func (a *Aggregator) readClock(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	clock, err := a.conn.Clock(ctx, bus.StreamEvents)
+	if err != nil {
+		a.log.Debug("goes on with an old reading", "error", err)
+		return
+	}
+	a.mu.Lock()
+	a.clock = clock
+	a.mu.Unlock()
+}
+
+// resyncLoop asks for resyncs where active is not known or no longer right.
+func (a *Aggregator) resyncLoop(ctx context.Context) error {
+	var next time.Time
+	for pause(ctx, resyncLook) {
+		now := time.Now()
+		if !a.ready.Load() || now.Before(next) || a.conn.Connected() != nil {
+			continue
+		}
+		if name, flows := a.needsResync(now); name != "" && a.askResync(ctx, name) {
+			seconds := float64(flows) * flowBytes / resyncBytesPerSecond
+			next = now.Add(time.Duration(min(seconds, maxPause.Seconds()) * float64(time.Second)))
+		}
+	}
+	return nil
 }
 
 // needsResync picks a firewall whose active count is not known, or no longer
-// right, and that has not been asked a moment ago.
+// right, and that has not been asked a moment ago. What had to go for want of room
+// is not asked for before there is some: it would only go again.
 func (a *Aggregator) needsResync(now time.Time) (name string, flows uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	room := a.counter.Room()
 	for n, f := range a.fleet {
 		if f.state(now) != events.StateFresh || f.health.Stream.Resyncing || now.Sub(f.since) < askGrace || now.Sub(f.asked) < askPause {
 			continue
 		}
 		acc, ok := a.counter.Account(n)
 		pending := acc.Pending && a.counter.Now()-acc.PendingSince < int64(askPause)
-		if ok && acc.ActiveKnown && !acc.Approximate || pending {
+		if ok && acc.ActiveKnown && !acc.Approximate && !(acc.Short && room) || pending {
 			continue
 		}
 		f.asked = now

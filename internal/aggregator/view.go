@@ -109,7 +109,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 			Events: acc.Events, EventsPerS: f.rate, Lost: max(acc.Lost, f.health.Stream.Lost()), Missing: acc.Missing,
 			Duplicates: acc.Duplicates, Refused: acc.Refused,
 			ActiveKnown: acc.ActiveKnown, Active: acc.Active,
-			Approximate: acc.Approximate || f.health.Stream.Unannounced && f.health.Stream.Live > f.health.Table.Count,
+			Approximate: acc.Approximate || acc.Short || f.health.Stream.Unannounced && f.health.Stream.Live > f.health.Table.Count,
 			Boots:       acc.Boots, Rivals: acc.Rivals,
 		})
 	}

@@ -155,7 +155,7 @@ func (s *sequence) complete(from, to uint64) bool {
 	if s.highest > seenWindow {
 		from = max(from, s.highest-seenWindow) // what lies before was not given up: it was heard
 	}
-	for n := from + 1; n <= to; n++ {
+	for n := max(from, min(s.upto, to)) + 1; n <= to; n++ {
 		if !s.has(n) {
 			return false
 		}

@@ -218,9 +218,12 @@ type Account struct {
 	Active      uint64 // flows held, all realms and zones
 	ActiveKnown bool   // a snapshot has been completed
 	// Approximate: the active count may differ from the table until the next
-	// complete snapshot (events of its epoch are missing, its producer
-	// restarted, or addresses had to go at MaxKeys with what they held). A resync mends it.
+	// complete snapshot (events of its epoch are missing, or its producer
+	// restarted). A resync mends it.
 	Approximate bool
+	// Short: it is less than what the table holds, because addresses had to go at
+	// MaxKeys. A resync mends it when there is Room again.
+	Short bool
 	// Pending: a newer snapshot is on its way here. Since is when it began, or
 	// when the first sign of it was seen; one that takes long was lost.
 	Pending      bool
@@ -251,8 +254,8 @@ func (c *Counter) account(f *firewall) Account {
 		Events: f.events, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
 		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
 		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
-		Approximate: f.epochs.approximate(f.newest, c.now) || f.epochs.shown.epoch != 0 && c.short(f),
-		Pending:     f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,
+		Approximate: f.epochs.approximate(f.newest, c.now), Short: f.epochs.shown.epoch != 0 && c.short(f),
+		Pending: f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,
 	}
 	for _, b := range f.boots {
 		a.Lost += b.lost
@@ -279,10 +282,20 @@ func (c *Counter) short(f *firewall) bool {
 	return false
 }
 
+// Room reports whether a quarter of every table is free.
+func (c *Counter) Room() bool {
+	for _, sel := range c.bySet {
+		if !sel.table.Room() {
+			return false
+		}
+	}
+	return true
+}
+
 // Stats is what the counter holds, for metrics.
 type Stats struct {
 	Firewalls, Places int
-	Keys              int    // in all tables
+	Keys              int    // in all tables, those of members too
 	Bytes             int    // of all tables
 	Evicted           uint64 // keys pushed out at MaxKeys
 	TooLate           uint64 // events older than the longest window when they came

@@ -316,3 +316,38 @@ func TestForget(t *testing.T) {
 		t.Errorf("its events leave the fleet's window as they expire, not before: %d, %v", n, ok)
 	}
 }
+
+// TestShort: addresses that had to go with what they held make the count short,
+// and not approximate: another resync would not mend it before there is room.
+func TestShort(t *testing.T) {
+	const most = 100
+	rec := newReceiver(t, Config{MaxKeys: most})
+	dump := func(seq uint64, epoch uint32, n int) {
+		var rows []events.Event
+		for i := range n {
+			e := flowEvent(events.Existing, 0, 0)
+			e.Orig.Src.Lo += uint64(i) << 8
+			rows = append(rows, e)
+		}
+		rec.live(events.Header{Seq: uint64(epoch), Epoch: epoch, Phase: whole, After: seq}, day, rows...)
+		rec.live(events.Header{Seq: seq + 1, Epoch: epoch}, day)
+	}
+	is := func(short, room bool) {
+		t.Helper()
+		if a := rec.account(); !a.ActiveKnown || a.Approximate || a.Short != short || rec.c.Room() != room {
+			t.Errorf("account is %+v, room %v, want short %v, room %v", a, rec.c.Room(), short, room)
+		}
+	}
+	rec.live(events.Header{Seq: 1, Epoch: 0}, day)
+	dump(1, 1, most/2)
+	is(false, true)
+	dump(2, 2, 2*most)
+	is(true, false)
+	// The last dump begins when the table has emptied.
+	rec.live(events.Header{Seq: 3, Epoch: 3, Phase: whole, After: 3}, day)
+	rec.live(events.Header{Seq: 4, Epoch: 3}, day)
+	for i := range 100 {
+		rec.c.Advance(day + int64(i)*int64(time.Second))
+	}
+	is(false, true)
+}

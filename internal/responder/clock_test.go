@@ -20,7 +20,7 @@ func (r *rig) idle(now time.Time, ahead time.Duration) *Responder {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(resp.conn.Close)
-	resp.clock = serverClock{server: now.Add(ahead).Round(0), ours: now}
+	resp.clock = bus.Clock{Server: now.Add(ahead).Round(0), Ours: now}
 	return resp
 }
 
@@ -113,12 +113,12 @@ func TestReadClock(t *testing.T) {
 		t.Errorf("without streams: %v", err)
 	}
 	r.bootstrap()
-	off := func() time.Duration { now := time.Now(); return resp.clock.at(now).Sub(now.Round(0)).Abs() }
+	off := func() time.Duration { now := time.Now(); return resp.clock.At(now).Sub(now.Round(0)).Abs() }
 	resp.refreshClock(t.Context())
 	if off() < 59*time.Minute {
 		t.Errorf("a reading of a moment ago was replaced; off by %s", off())
 	}
-	resp.clock.ours = resp.clock.ours.Add(-clockFor)
+	resp.clock.Ours = resp.clock.Ours.Add(-bus.ClockFor)
 	resp.refreshClock(t.Context())
 	if off() > 5*time.Second {
 		t.Errorf("the clock of the same machine is off by %s", off())

@@ -53,7 +53,7 @@ func (r *Responder) recallOnce(ctx context.Context) error {
 	for _, m := range last {
 		r.recallHealth(m, time.Now())
 	}
-	since := r.clock.at(time.Now()).Add(-r.file.CoolDown)
+	since := r.clock.At(time.Now()).Add(-r.file.CoolDown)
 	return r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: since, Filter: decisionSubject}, func(m bus.Msg) {
 		r.recallDecision(m, time.Now())
 	})
@@ -61,12 +61,12 @@ func (r *Responder) recallOnce(ctx context.Context) error {
 
 // recallHealth notes a firewall's last health, unless it has reported since.
 func (r *Responder) recallHealth(m bus.Msg, now time.Time) {
-	r.sightAt(m.Subject, m.Data, now.Add(-r.clock.age(m.Time, now)), false)
+	r.sightAt(m.Subject, m.Data, now.Add(-r.clock.Age(m.Time, now)), false)
 }
 
 // recallDecision takes over what is left of the cool-down of a decision.
 func (r *Responder) recallDecision(m bus.Msg, now time.Time) {
-	r.learnAt(m.Data, now.Add(-r.clock.age(m.Time, now)))
+	r.learnAt(m.Data, now.Add(-r.clock.Age(m.Time, now)))
 }
 
 // learn takes over the cool-downs that other responders began.

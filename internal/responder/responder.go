@@ -74,7 +74,7 @@ type Responder struct {
 	own    map[string]time.Time // ids of our records, until when they are remembered
 
 	// Of the goroutine that handles alerts.
-	clock     serverClock
+	clock     bus.Clock
 	listening time.Time            // since when firewalls are heard
 	handled   map[string]time.Time // alerts decided upon, until when they are remembered
 
@@ -223,7 +223,7 @@ func (r *Responder) decide(a *events.Alert, stamp, now time.Time) (policy.Decisi
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	forget(r.own, now)
-	return r.engine.Decide(a, r.clock.age(stamp, now), now, r.known())
+	return r.engine.Decide(a, r.clock.Age(stamp, now), now, r.known())
 }
 
 // forget removes what need not be remembered any more.

@@ -225,5 +225,8 @@ func (t *Table) Stats() Stats {
 	return s
 }
 
-// Windows returns the windows that can be asked for, shortest first.
-func (t *Table) Windows() []time.Duration { return slices.Clone(t.windows) }
+// Room reports whether a quarter of the table is free.
+func (t *Table) Room() bool {
+	most := t.keys.limit / 4 * 3
+	return t.keys.n <= most && t.shares.n <= most
+}
