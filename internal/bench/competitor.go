@@ -45,7 +45,7 @@ type mark struct {
 	Live    uint64 `json:"live"`
 	Resyncs uint64 `json:"resyncs"`
 
-	Lag uint64 `json:"lag"` // of the aggregator: messages not counted yet
+	Behind float64 `json:"behind"` // of the aggregator: ms from the server to the counting of the last batch
 }
 
 // compete runs a competitor until standard input ends. It prints "ready" and

@@ -87,7 +87,7 @@ func fleetOf(ctx context.Context, n int) (rows []figure, err error) {
 		return nil, err
 	}
 	own := cpu()
-	lag := uint64(0)
+	behind := 0.0
 	for i := range fleetTrials {
 		time.Sleep(fleetGap)
 		source := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
@@ -101,7 +101,7 @@ func fleetOf(ctx context.Context, n int) (rows []figure, err error) {
 		if err != nil {
 			return nil, err
 		}
-		lag = max(lag, m.Lag)
+		behind = max(behind, m.Behind)
 	}
 	last, err := centre.mark()
 	if err != nil {
@@ -124,9 +124,9 @@ func fleetOf(ctx context.Context, n int) (rows []figure, err error) {
 			target: fmt.Sprintf("%d, all counted", n*fleetRate), met: rate >= tolerance*float64(n*fleetRate) && float64(last.Events-first.Events) >= tolerance*float64(after.Made-before.Made),
 			why: shared},
 		figure{what: name + "events lost", ours: fmt.Sprint(after.Lost + last.Lost), target: "0", met: after.Lost+last.Lost == 0, why: shared},
-		figure{what: name + fmt.Sprintf("flows opened to alert at a subscriber, p99 of %d (median)", fleetTrials), ours: fmt.Sprintf("%.0f ms (%.0f)", percentile(took, 99), median(took)), target: "all", met: missed == 0,
+		figure{what: name + fmt.Sprintf("flows opened to alert at a subscriber, p99 of %d (median)", fleetTrials), ours: fmt.Sprintf("%.0f ms (%.0f)", percentile(took, 99), median(took)), target: "all come", met: missed == 0,
 			why: fmt.Sprintf("%d alerts did not come within %s.", missed, fleetPatience)},
-		figure{what: name + "linger asked for, and consumer lag at its most", ours: fmt.Sprintf("%d ms, %d messages", after.Linger.Milliseconds(), lag)},
+		figure{what: name + "linger asked for, and consumer lag at its most", ours: fmt.Sprintf("%d ms, %.0f ms", after.Linger.Milliseconds(), behind)},
 		figure{what: name + "memory of server and aggregator", ours: fmt.Sprintf("%s, %s", megabytes(resident(server.pid(), "VmRSS")), megabytes(resident(centre.pid(), "VmRSS")))},
 		figure{what: name + "cores of server, aggregator and simulator", ours: cores},
 	)
@@ -206,10 +206,10 @@ func aggregate(ctx context.Context, url string) (progress func() mark, end func(
 				switch f.GetName() {
 				case "ctfleet_counted_events_total":
 					m.Events += uint64(one.GetCounter().GetValue())
-				case "ctfleet_producer_lost_events_total", "ctfleet_missing_lost_events_total":
+				case "ctfleet_missing_lost_events_total": // what producers lost, the fleet counts itself
 					m.Lost += uint64(one.GetCounter().GetValue())
-				case "ctfleet_stream_lag_messages":
-					m.Lag = uint64(one.GetGauge().GetValue())
+				case "ctfleet_stream_lag_seconds":
+					m.Behind = 1000 * one.GetGauge().GetValue()
 				}
 			}
 		}

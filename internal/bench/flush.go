@@ -95,7 +95,7 @@ func flushSelected(ctx context.Context) ([]figure, error) {
 			}
 			res, err := conn.Flush(ctx, conntrack.Match{Prefixes: c.match, By: events.BySrc}, conntrack.FlushOptions{})
 			if err != nil || res.Deleted != flushSome {
-				return nil, fmt.Errorf("%s: %d deleted of %d: %w", c.name, res.Deleted, flushSome, err)
+				return nil, errors.Join(fmt.Errorf("%s: %d deleted of %d", c.name, res.Deleted, flushSome), err)
 			}
 			c.took = append(c.took, res.Duration.Seconds())
 		}

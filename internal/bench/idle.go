@@ -72,11 +72,9 @@ func trickle(ctx context.Context, fw *lab.Firewall, conn *bus.Conn) (took []floa
 		f := udp(newcomers, 1, 0)
 		f.First = i
 		start := time.Now()
-		rep, err := send(ctx, fw, f)
-		if err != nil {
+		if _, err := send(ctx, fw, f); err != nil {
 			return took, err
 		}
-		_ = rep
 		select {
 		case at := <-arrived:
 			took = append(took, milliseconds(at.Sub(start)))

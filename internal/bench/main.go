@@ -22,11 +22,14 @@ import (
 	"time"
 )
 
-// parts are the measurements, in the order of the table.
-var parts = []struct {
+// A part of the table is a file.
+type part struct {
 	name string
 	run  func(context.Context) ([]figure, error)
-}{
+}
+
+// parts are the measurements, in the order of the table.
+var parts = []part{
 	{"wire", benchWire},
 	{"capture", benchCapture},
 	{"live", benchLive},
@@ -72,13 +75,16 @@ func main() {
 func run(ctx context.Context, only, write string) error {
 	wanted := strings.FieldsFunc(only, func(r rune) bool { return r == ',' })
 	for _, w := range wanted {
-		if !slices.ContainsFunc(parts, func(p struct {
-			name string
-			run  func(context.Context) ([]figure, error)
-		}) bool {
-			return p.name == w
-		}) {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == w }) {
 			return fmt.Errorf("no part is called %q", w)
+		}
+	}
+	if write != "" {
+		if len(wanted) > 0 {
+			return errors.New("-write takes the whole table, not -only a part of it")
+		}
+		if err := writeInto(write, ""); err != nil { // half an hour early
+			return err
 		}
 	}
 	var rows []figure
@@ -99,12 +105,13 @@ func run(ctx context.Context, only, write string) error {
 			failed = errors.Join(failed, err)
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			failed = ctx.Err()
+			break
 		}
 	}
 	text := render(rows)
 	fmt.Print(text)
-	if write != "" && len(wanted) == 0 && failed == nil {
+	if write != "" && failed == nil {
 		return writeInto(write, text)
 	}
 	return failed

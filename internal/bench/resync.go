@@ -77,11 +77,11 @@ func benchResync(ctx context.Context) (rows []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	const most, megabytes, late = 3, 64, 100
+	const most, room, late = 3, 64, 100
 	return []figure{
 		{what: fmt.Sprintf("resync of %d entries at %.0f new flows/s: from the command to its end at a subscriber", resyncTable, resyncRate), ours: spread(took, "s"), target: fmt.Sprintf("≤ %d s", most), met: median(took) <= most,
 			why: "Generator, kernel's dump, producer, NATS server and subscriber share two cores."},
-		{what: "the producer's memory at its most meanwhile, beyond what it was", ours: spread(grown, "MB"), target: fmt.Sprintf("≤ %d MB", megabytes), met: median(grown) <= megabytes,
+		{what: "the producer's memory at its most meanwhile, beyond what it was", ours: spread(grown, "MB"), target: fmt.Sprintf("≤ %d MB", room), met: median(grown) <= room,
 			why: "A second set of live flows, the snapshot's ring, and what the Go runtime has not given back."},
 		{what: "events meanwhile: the oldest that reached a subscriber", ours: spread(age, "ms"), target: fmt.Sprintf("≤ %d ms", late), met: median(age) <= late,
 			why: "Generator, kernel's dump, producer, NATS server and subscriber share two cores."},

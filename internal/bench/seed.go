@@ -58,7 +58,7 @@ func benchSeed(ctx context.Context) (rows []figure, err error) {
 		return nil, fmt.Errorf("the script counted %d flows from %d sources, we %d from %d", said.Flows, said.Src, seedTable, sources)
 	}
 	return []figure{{
-		what: fmt.Sprintf("who holds the most, asked once of %d entries: dump, batches and counter on one core against `conntrack -L -o xml` and Python (%s)", seedTable, megabytes(said.KB<<10)),
+		what: fmt.Sprintf("who holds the most, asked once of %d entries: dump, batches and counter against `conntrack -L -o xml` and Python (%s)", seedTable, megabytes(said.KB<<10)),
 		ours: fmt.Sprintf("%.2f s", ours.Seconds()), others: fmt.Sprintf("%.1f s", theirs.Seconds()), ratio: fmt.Sprintf("%.0f × faster", theirs.Seconds()/ours.Seconds()),
 	}}, nil
 }

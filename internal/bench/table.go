@@ -40,7 +40,7 @@ func render(rows []figure) string {
 			verdict = "**missed**"
 			why := f.why
 			if why == "" {
-				why = "not explained"
+				why = "Not explained."
 			}
 			fmt.Fprintf(&reasons, "- Missed: %s. %s\n", f.what, why)
 		}
@@ -86,7 +86,8 @@ const (
 	endMark   = "<!-- make bench: end -->\n"
 )
 
-// writeInto replaces what stands between the marks of a document.
+// writeInto replaces what stands between the marks of a document; an empty text
+// only looks for them.
 func writeInto(name, text string) error {
 	doc, err := os.ReadFile(name)
 	if err != nil {
@@ -96,6 +97,9 @@ func writeInto(name, text string) error {
 	_, after, ok2 := bytes.Cut(rest, []byte(endMark))
 	if !ok || !ok2 {
 		return fmt.Errorf("%s: no %q and %q", name, strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
+	}
+	if text == "" {
+		return nil
 	}
 	return os.WriteFile(name, slices.Concat(before, []byte(beginMark), []byte(text), []byte(endMark), after), 0o644)
 }
