@@ -70,7 +70,8 @@ func (a *Aggregator) waiting() (m message, ok bool) {
 // spreadEvents is from how many events on a second processor is worth waking: they take about 100 µs.
 const spreadEvents = 1024
 
-// count counts what was admitted, on as many processors as there are lanes when that is much. The outcome is the same.
+// count counts what was admitted, on as many processors as there are lanes when
+// that is much. The outcome is the same.
 func (a *Aggregator) count() []count.Crossing {
 	var others sync.WaitGroup
 	for lane := 1; lane < a.counter.Lanes(); lane++ {

@@ -41,8 +41,9 @@ func levelOf(r *rule.Rule) count.Level {
 	return l
 }
 
-// judge tells the engine what has crossed a level. Its time is that of the batch that did it, on the stream's clock: the id
-// of an alert is made of it, and two aggregators shall make the same.
+// judge tells the engine what has crossed a level. Its time is that of the batch
+// that did it, on the stream's clock: the id of an alert is made of it, and two
+// aggregators shall make the same.
 func (a *Aggregator) judge(crossed []count.Crossing) {
 	for i := range crossed {
 		c := &crossed[i]

@@ -9,11 +9,11 @@ import (
 
 func TestPacer(t *testing.T) {
 	p := pacer{}
-	is := func(what string, fleet int, behind time.Duration, looks int, want uint32) {
+	is := func(what string, fleet int, behind int, looks int, want uint32) {
 		t.Helper()
 		var pace *events.Pace
 		for range looks {
-			pace = p.next(fleet, behind*time.Millisecond)
+			pace = p.next(fleet, time.Duration(behind)*time.Millisecond)
 		}
 		if pace.LingerMS != want || pace.Fleet != uint32(fleet) || pace.Validate() != nil {
 			t.Errorf("%s: %+v, want %d ms", what, pace, want)

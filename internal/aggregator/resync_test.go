@@ -13,7 +13,8 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// churn opens 2,000 flows every quarter of a second and deletes those that were opened two seconds before, until ctx ends.
+// churn opens 2,000 flows every quarter of a second and deletes those that were
+// opened two seconds before, until ctx ends.
 func churn(ctx context.Context, r *rig, fw string) {
 	block := func(i int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i), 0}), 24) }
 	conn, err := conntrack.Dial(r.lab.Firewall(fw).NS)
@@ -36,17 +37,18 @@ func churn(ctx context.Context, r *rig, fw string) {
 	}
 }
 
-// TestResyncUnderChurn dumps a table that changes all the time, several times: meanwhile no alert fires wrongly and none is missed, and afterwards
-// active is what the table holds.
+// TestResyncUnderChurn dumps a table that changes all the time, several times:
+// meanwhile no alert fires wrongly and none is missed, and afterwards active is
+// what the table holds.
 func TestResyncUnderChurn(t *testing.T) {
 	r := newRig(t, "fw-a")
 	r.producer("fw-a", producer.Options{})
 	holds := rule.Default()
 	holds.Name, holds.Track, holds.Metric, holds.Count, holds.Recover = "holds", rule.BySrc, rule.Active, 600, time.Second
-	opens := newFlows("opens", 600, 3)
+	opens := newFlows("opens", 600, 10)
 	a, _ := r.aggregator(holds, opens)
 	r.flood("fw-a", udp("198.18.128.0/18", 0, 40_000, 0)) // what makes a dump last
-	r.flood("fw-a", udp("198.18.0.1/32", 0, 590, 200))    // holds a little less than the rule wants, and opens them too slowly for the other
+	r.flood("fw-a", udp("198.18.0.1/32", 0, 590, 200))    // opens and holds a little less than the rules want
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { churn(ctx, r, "fw-a") })

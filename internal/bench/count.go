@@ -142,8 +142,9 @@ func (c *counting) commit() {
 	c.counter.Commit()
 }
 
-// goMap is what one would write first: a Go map by address, without windows, duplicates, epochs or bounds; by source and
-// destination, for the firewall and for the fleet.
+// goMap is what one would write first: a Go map by address, without windows,
+// duplicates, epochs or bounds; by source and destination, for the firewall and for
+// the fleet.
 type goMap struct {
 	loop    *synth.Loop
 	maps    [4]map[netip.Addr]uint64

@@ -34,7 +34,8 @@ type floodMark struct {
 	QuietOf int     `json:"quiet_of"`
 }
 
-// floodCounter lets a flood of forged sources through one firewall, beside a quiet one, in virtual time.
+// floodCounter lets a flood of forged sources through one firewall, beside a quiet
+// one, in virtual time.
 func floodCounter() error {
 	c, err := count.New(newRules(10*time.Second, time.Minute))
 	if err != nil {

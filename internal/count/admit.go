@@ -69,11 +69,11 @@ func meaningOf(live bool, effect *effect) (m meaning) {
 	return m
 }
 
-// Admit takes a batch of ct.v1.events.<firewall> into account, and queues its events to be
-// counted by Run. The name comes from the
-// subject, stream is the stream's timestamp of the message in Unix ns. A duplicate or a batch too old to tell is no error and changes
-// nothing but the account; an error means that the batch was refused and
-// counted so. b may be used again when Admit returns.
+// Admit takes a batch of ct.v1.events.<firewall> into account, and queues its
+// events to be counted by Run. The name comes from the subject, stream is the
+// stream's timestamp of the message in Unix ns. A duplicate or a batch too old to
+// tell is no error and changes nothing but the account; an error means that the
+// batch was refused and counted so. b may be used again when Admit returns.
 func (c *Counter) Admit(firewall string, b *events.Batch, stream int64) error {
 	f, run, err := c.receive(firewall, b, stream, false)
 	if run == nil {

@@ -25,7 +25,8 @@ type mix struct {
 	sources *synth.Draw
 	ipv6    bool
 	ends    bool // flows end: half the events are DESTROY
-	// apart: so many firewalls take turns, and each has a part of the sources to itself; 0: one firewall.
+	// apart: so many firewalls take turns, and each has a part of the sources to
+	// itself; 0: one firewall.
 	apart int
 }
 
@@ -51,7 +52,8 @@ func newLoad(tb testing.TB, batches int, gap time.Duration, m mix) *load {
 	return &load{loop: loop, gap: gap}
 }
 
-// apply decodes the next batch and counts it, as of the firewall whose it is or, where all is one firewall's, of each in turn.
+// apply decodes the next batch and counts it, as of the firewall whose it is or,
+// where all is one firewall's, of each in turn.
 func (l *load) apply(tb testing.TB, c *Counter, firewalls []string, turn int) {
 	data, load, at := l.loop.Next(int64(l.gap))
 	if err := l.dec.Decode(data, &l.batch); err != nil {

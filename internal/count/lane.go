@@ -82,8 +82,9 @@ func (s *selector) open(c *Counter, maxKeys int) (err error) {
 // Lanes is how many lanes there are: Run takes their numbers, from 0.
 func (c *Counter) Lanes() int { return len(c.lanes) }
 
-// Run counts all that was admitted in one lane. Each lane must run once between the last Admit and Commit; different
-// lanes may run at the same time, and nothing else meanwhile.
+// Run counts all that was admitted in one lane. Each lane must run once between the
+// last Admit and Commit; different lanes may run at the same time, and nothing else
+// meanwhile.
 func (c *Counter) Run(number int) {
 	l := &c.lanes[number]
 	for i := range c.jobs {
@@ -157,7 +158,7 @@ func (l *lane) collect(s *selector, j *job) {
 	matches := s.set.Match != Match{}
 	for i := range all {
 		b := &all[i]
-		does := &j.meaning[kindOf(b)%kinds]
+		does := &j.meaning[kindOf(b)%kinds] // which it is below: so the compiler need not check
 		e := &out[n]
 		e.Series, e.Gauge = does.series&s.series, does.gauge
 		if !s.active {

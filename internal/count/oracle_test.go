@@ -208,7 +208,8 @@ func (s *scene) disturbClocks() {
 	}
 }
 
-// settling reports whether a clock that was disturbed may still be taken for what it was: that takes eight batches.
+// settling reports whether a clock that was disturbed may still be taken for what
+// it was: that takes eight batches.
 func (s *scene) settling() bool {
 	return slices.ContainsFunc(s.fleet, func(f *simulated) bool {
 		before, was := s.cleans[f.boot]

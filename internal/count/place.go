@@ -167,7 +167,8 @@ func (c *Counter) realm(name string) *realm {
 	return r
 }
 
-// dropSite takes a site out of its realm: what it holds leaves the sum. Its number is free when its keys have expired.
+// dropSite takes a site out of its realm: what it holds leaves the sum. Its number
+// is free when its keys have expired.
 func (c *Counter) dropSite(s *site) {
 	c.change(s, s.fw.epochs.slot, opClear)
 	c.change(s, 1-s.fw.epochs.slot, opClear)
@@ -180,7 +181,8 @@ func (c *Counter) dropSite(s *site) {
 }
 
 // Forget drops a firewall and all it contributed: its active flows leave the
-// fleet's sum at once, its events leave the fleet's windows as they expire. Nothing admitted may be left to count.
+// fleet's sum at once, its events leave the fleet's windows as they expire. Nothing
+// admitted may be left to count.
 func (c *Counter) Forget(name string) {
 	f := c.firewalls[name]
 	if f == nil {

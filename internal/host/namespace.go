@@ -12,24 +12,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespaceDirs are where iproute2 (`ip netns add NAME`) keeps named network namespaces, newest layout first.
+// namespaceDirs are where iproute2 (`ip netns add NAME`) keeps named network
+// namespaces, newest layout first.
 var namespaceDirs = []string{"/run/netns", "/var/run/netns"}
 
-// threadNamespace names the network namespace of the calling thread. /proc/self would name the one of the
-// process's first thread, which may differ from ours.
+// threadNamespace names the network namespace of the calling thread. /proc/self
+// would name the one of the process's first thread, which may differ from ours.
 const threadNamespace = "/proc/thread-self/ns/net"
 
-// Namespace is a network namespace held open by a file descriptor. The kernel keeps the namespace alive as long as
-// the descriptor, a socket or a process is in it. All methods may be called concurrently. A nil *Namespace stands for
-// the namespace that the process is in already.
+// Namespace is a network namespace held open by a file descriptor. The kernel keeps
+// the namespace alive as long as the descriptor, a socket or a process is in it.
+// All methods may be called concurrently. A nil *Namespace stands for the namespace
+// that the process is in already.
 type Namespace struct {
 	mu   sync.RWMutex // held for reading while a thread uses fd to enter, so that Close cannot pull it away
 	fd   int          // -1 once closed
 	name string       // for errors
 }
 
-// OpenNamespace opens the namespace called nameOrPath: a name is looked for in /run/netns, where `ip netns add` puts
-// it; anything with a slash is a path, such as /proc/PID/ns/net.
+// OpenNamespace opens the namespace called nameOrPath: a name is looked for in
+// /run/netns, where `ip netns add` puts it; anything with a slash is a path, such
+// as /proc/PID/ns/net.
 func OpenNamespace(nameOrPath string) (*Namespace, error) {
 	switch {
 	case nameOrPath == "" || nameOrPath == "." || nameOrPath == "..":
@@ -58,8 +61,9 @@ func CurrentNamespace() (*Namespace, error) {
 	return openNamespaceFile(threadNamespace, "current")
 }
 
-// NewNamespace creates a network namespace without a name. It is empty but for a loopback link that is down, and it
-// goes when it is closed and nothing lives in it any more. It needs CAP_SYS_ADMIN in the user namespace.
+// NewNamespace creates a network namespace without a name. It is empty but for a
+// loopback link that is down, and it goes when it is closed and nothing lives in it
+// any more. It needs CAP_SYS_ADMIN in the user namespace.
 func NewNamespace() (*Namespace, error) {
 	var created *Namespace
 	err := onThread(func() error {
@@ -76,8 +80,9 @@ func NewNamespace() (*Namespace, error) {
 	return created, nil
 }
 
-// openNamespaceFile opens path and makes sure that it is a network namespace: setns on another kind of namespace
-// would fail late, and an ordinary file would fail without saying why.
+// openNamespaceFile opens path and makes sure that it is a network namespace: setns
+// on another kind of namespace would fail late, and an ordinary file would fail
+// without saying why.
 func openNamespaceFile(path, name string) (*Namespace, error) {
 	// O_NONBLOCK: opening a FIFO by mistake must not hang.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -92,7 +97,8 @@ func openNamespaceFile(path, name string) (*Namespace, error) {
 	return &Namespace{fd: fd, name: name}, nil
 }
 
-// FD returns the descriptor, which belongs to the Namespace and lives until Close; -1 when closed or nil.
+// FD returns the descriptor, which belongs to the Namespace and lives until Close;
+// -1 when closed or nil.
 func (n *Namespace) FD() int {
 	if n == nil {
 		return -1
@@ -102,8 +108,8 @@ func (n *Namespace) FD() int {
 	return n.fd
 }
 
-// Path returns a path under which another process of the same user can open the namespace while this process keeps
-// it open.
+// Path returns a path under which another process of the same user can open the
+// namespace while this process keeps it open.
 func (n *Namespace) Path() string {
 	if n == nil {
 		return fmt.Sprintf("/proc/%d/ns/net", os.Getpid())
@@ -129,10 +135,12 @@ func (n *Namespace) Close() error {
 	return nil
 }
 
-// Do runs fn on an operating-system thread inside the namespace and returns its error. Sockets that fn creates stay
-// in the namespace for life, so Do is for creating them, and for reading and writing /proc/sys/net, which shows the
-// namespace of the thread that reads. Goroutines started by fn are not inside. fn runs on another goroutine than the
-// caller's: t.FailNow must not be called from it.
+// Do runs fn on an operating-system thread inside the namespace and returns its
+// error. Sockets that fn creates stay in the namespace for life, so Do is for
+// creating them, and for reading and writing /proc/sys/net, which shows the
+// namespace of the thread that reads. Goroutines started by fn are not inside. fn
+// runs on another goroutine than the caller's: t.FailNow must not be called from
+// it.
 func (n *Namespace) Do(fn func() error) error {
 	if n == nil {
 		return fn()
@@ -157,11 +165,13 @@ func (n *Namespace) enter() error {
 	return nil
 }
 
-// errThreadEnded is what the caller sees when fn ended its goroutine (runtime.Goexit) instead of returning.
+// errThreadEnded is what the caller sees when fn ended its goroutine
+// (runtime.Goexit) instead of returning.
 var errThreadEnded = errors.New("network namespace: the function ended its goroutine instead of returning")
 
-// onThread runs fn on a thread that may change its network namespace, and waits. The thread is brought back to where
-// it was before it serves other goroutines; where that fails, the goroutine ends with the thread still locked, and the
+// onThread runs fn on a thread that may change its network namespace, and waits.
+// The thread is brought back to where it was before it serves other goroutines;
+// where that fails, the goroutine ends with the thread still locked, and the
 // runtime destroys the thread.
 func onThread(fn func() error) error {
 	err := errThreadEnded

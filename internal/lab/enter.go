@@ -18,10 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideVar is set in the environment of a process that Enter started. Its value is how many listeners it inherited.
+// insideVar is set in the environment of a process that Enter started. Its value is
+// how many listeners it inherited.
 const insideVar = "CTFLEET_LAB_INSIDE"
 
-// firstInherited is the descriptor of the first inherited listener: after standard input, output and error.
+// firstInherited is the descriptor of the first inherited listener: after standard
+// input, output and error.
 const firstInherited = 3
 
 // stopGrace is how long the process inside may take to end once ctx has.
@@ -34,22 +36,27 @@ func Inside() bool {
 	return ok
 }
 
-// Enter makes sure that the program runs where a lab can be built. Where it may create network namespaces already, as
-// root may, nothing happens: inside is true, inherited is listeners. Otherwise the same program is executed again,
-// with the same arguments, as root of a user and a network namespace of its own, and Enter waits for its end:
+// Enter makes sure that the program runs where a lab can be built. Where it may
+// create network namespaces already, as root may, nothing happens: inside is true,
+// inherited is listeners. Otherwise the same program is executed again, with the
+// same arguments, as root of a user and a network namespace of its own, and Enter
+// waits for its end:
 //
 //	inside, listeners, code, err := lab.Enter(ctx, listeners)
 //	if err != nil || !inside {
 //		os.Exit(…)
 //	}
 //
-// In the new process Enter returns inside at once, with the listeners that the first one had opened. They stay where
-// they were opened: clients reach them on the host's loopback although the process lives in another network namespace,
-// whose own loopback is up, and empty. Enter takes listeners over; they must be of TCP.
+// In the new process Enter returns inside at once, with the listeners that the
+// first one had opened. They stay where they were opened: clients reach them on the
+// host's loopback although the process lives in another network namespace, whose
+// own loopback is up, and empty. Enter takes listeners over; they must be of TCP.
 //
-// In the first process it returns inside false and the exit code of the other, 128 and the signal's number where a
-// signal ended it. Standard streams are shared and signals are passed on, so ctx should not be one that ends with a
-// signal: when it ends, the other process gets a SIGTERM. When the first process dies, the other is killed.
+// In the first process it returns inside false and the exit code of the other, 128
+// and the signal's number where a signal ended it. Standard streams are shared and
+// signals are passed on, so ctx should not be one that ends with a signal: when it
+// ends, the other process gets a SIGTERM. When the first process dies, the other is
+// killed.
 func Enter(ctx context.Context, listeners []net.Listener) (inside bool, inherited []net.Listener, exitCode int, err error) {
 	if count, ok := os.LookupEnv(insideVar); ok {
 		inherited, err := arrive(count)
@@ -127,8 +134,8 @@ func reexecute(ctx context.Context, listeners []net.Listener) (int, error) {
 	signal.Notify(signals, forwarded...)
 	defer signal.Stop(signals)
 
-	// Pdeathsig is sent when the thread that forked ends, not the process: that thread must stay for as long as the
-	// child lives.
+	// Pdeathsig is sent when the thread that forked ends, not the process: that
+	// thread must stay for as long as the child lives.
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -148,7 +155,8 @@ func reexecute(ctx context.Context, listeners []net.Listener) (int, error) {
 	for {
 		select {
 		case s := <-signals:
-			// The terminal sends Ctrl-C and Ctrl-\ to all of the foreground group, hence to the child too.
+			// The terminal sends Ctrl-C and Ctrl-\ to all of the foreground group,
+			// hence to the child too.
 			if sharesTerminal && slices.Contains([]os.Signal{unix.SIGINT, unix.SIGQUIT}, s) {
 				continue
 			}

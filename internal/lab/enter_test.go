@@ -145,8 +145,8 @@ func TestEnterPassesSignalsOn(t *testing.T) {
 	}
 }
 
-// The terminal sends Ctrl-C to both processes; the one inside must get it once, and the other live on to report its
-// exit code.
+// The terminal sends Ctrl-C to both processes; the one inside must get it once, and
+// the other live on to report its exit code.
 func TestEnterAtATerminal(t *testing.T) {
 	master, tty := openTerminal(t)
 	p := startAt(t, "signal", tty)

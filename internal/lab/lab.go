@@ -9,7 +9,8 @@ import (
 	"github.com/ctfleet/ctfleet/internal/host"
 )
 
-// The addresses behind every firewall: benchmark and documentation prefixes, which nothing on the Internet uses.
+// The addresses behind every firewall: benchmark and documentation prefixes, which
+// nothing on the Internet uses.
 var (
 	ClientPrefix4 = netip.MustParsePrefix("198.18.0.0/15")
 	ClientPrefix6 = netip.MustParsePrefix("2001:db8:18::/48")
@@ -30,13 +31,15 @@ type FirewallSpec struct {
 	Name string
 	IPv6 bool // forward IPv6 as well as IPv4
 
-	// Masquerade replaces the source of what leaves to the server side by the firewall's own address there (SNAT).
+	// Masquerade replaces the source of what leaves to the server side by the
+	// firewall's own address there (SNAT).
 	Masquerade bool
 	// DNAT lists the addresses that stand for another one on the server side.
 	DNAT []DNAT
 
-	// Sysctls are set in the firewall's namespace, under the names that sysctl(8) uses, such as
-	// "net.netfilter.nf_conntrack_acct": "1". nf_conntrack_max cannot be set in a namespace, not even by root.
+	// Sysctls are set in the firewall's namespace, under the names that sysctl(8)
+	// uses, such as "net.netfilter.nf_conntrack_acct": "1". nf_conntrack_max cannot
+	// be set in a namespace, not even by root.
 	Sysctls map[string]string
 }
 
@@ -102,8 +105,8 @@ func (l *Lab) Firewalls() []*Firewall {
 	return l.firewalls
 }
 
-// Close lets go of the namespaces. The kernel takes them down, with links, rules and entries, once no socket is left
-// in them.
+// Close lets go of the namespaces. The kernel takes them down, with links, rules
+// and entries, once no socket is left in them.
 func (l *Lab) Close() error {
 	var errs []error
 	for _, fw := range l.firewalls {
@@ -112,7 +115,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// add builds one firewall. It is kept in l from the first namespace on, so that Close finds what a failure leaves.
+// add builds one firewall. It is kept in l from the first namespace on, so that
+// Close finds what a failure leaves.
 func (l *Lab) add(ctx context.Context, index int, spec FirewallSpec) error {
 	fw := &Firewall{Name: spec.Name, IPv6: spec.IPv6}
 	l.firewalls = append(l.firewalls, fw)

@@ -34,8 +34,8 @@ func dump(t testing.TB, fw *lab.Firewall) []conntrack.Flow {
 	return flows
 }
 
-// exchange sends a line over TCP from an address of the client side to dial, which a server at listen sends back. It
-// returns whom the server saw.
+// exchange sends a line over TCP from an address of the client side to dial, which
+// a server at listen sends back. It returns whom the server saw.
 func exchange(t *testing.T, fw *lab.Firewall, client, dial, listen string) netip.AddrPort {
 	t.Helper()
 	var l net.Listener

@@ -22,8 +22,9 @@ type Link struct {
 	Peer  net.HardwareAddr // of the firewall's end
 }
 
-// Dropped returns how many packets that were sent over the link from ns, the namespace of the side, never reached the
-// firewall. The kernel drops them when the receiving processor's queue is full (net.core.netdev_max_backlog).
+// Dropped returns how many packets that were sent over the link from ns, the
+// namespace of the side, never reached the firewall. The kernel drops them when the
+// receiving processor's queue is full (net.core.netdev_max_backlog).
 func (l Link) Dropped(ns *host.Namespace) (uint64, error) {
 	h, err := routes(ns)
 	if err != nil {
@@ -93,8 +94,8 @@ func (fw *Firewall) connect(ctx context.Context, index int) error {
 	return err
 }
 
-// linkAddrs returns the addresses of both ends of link n, first the firewall's: a /31 of 192.0.2.0/24 and a /127 of a
-// /64 of 2001:db8:ffff::/48.
+// linkAddrs returns the addresses of both ends of link n, first the firewall's: a
+// /31 of 192.0.2.0/24 and a /127 of a /64 of 2001:db8:ffff::/48.
 func linkAddrs(n int) (near, far []netip.Prefix) {
 	for end, list := range []*[]netip.Prefix{&near, &far} {
 		v4 := netip.AddrFrom4([4]byte{192, 0, 2, byte(2*n + end)})
@@ -164,7 +165,8 @@ func routes(ns *host.Namespace) (*netlink.Handle, error) {
 	return h, nil
 }
 
-// configure gives the link its addresses, its neighbour for good, and the prefixes that lie behind that neighbour.
+// configure gives the link its addresses, its neighbour for good, and the prefixes
+// that lie behind that neighbour.
 func configure(h *netlink.Handle, name string, addrs, peers []netip.Prefix, peerMAC net.HardwareAddr, behind []netip.Prefix) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -196,8 +198,9 @@ func configure(h *netlink.Handle, name string, addrs, peers []netip.Prefix, peer
 	return nil
 }
 
-// awaitUp waits until the link can send. The end of a veth pair that is set up first gets its carrier with the second;
-// the kernel then makes it ready from a work queue (linkwatch), and until that has run drops what it is given to send.
+// awaitUp waits until the link can send. The end of a veth pair that is set up
+// first gets its carrier with the second; the kernel then makes it ready from a
+// work queue (linkwatch), and until that has run drops what it is given to send.
 func awaitUp(ctx context.Context, h *netlink.Handle, name string) error {
 	for {
 		link, err := h.LinkByName(name)
@@ -233,7 +236,8 @@ func anyIP(h *netlink.Handle, prefixes []netip.Prefix) error {
 	return nil
 }
 
-// prepare sets up a new namespace before it has links, whose settings are copied from the defaults at that moment.
+// prepare sets up a new namespace before it has links, whose settings are copied
+// from the defaults at that moment.
 func prepare(ns *host.Namespace, ipv6 bool) error {
 	values := map[string]string{
 		"net.ipv4.ip_forward": "1",
@@ -249,7 +253,8 @@ func prepare(ns *host.Namespace, ipv6 bool) error {
 		values["net.ipv6.conf.all.forwarding"] = "1"
 		values["net.ipv6.conf.default.addr_gen_mode"] = "1" // no link-local address, hence no router solicitations
 		values["net.ipv6.conf.default.accept_dad"] = "0"
-		// IPv4 lets a program bind to any address that has a local route, IPv6 only to those of a link, unless told so.
+		// IPv4 lets a program bind to any address that has a local route, IPv6 only
+		// to those of a link, unless told so.
 		values["net.ipv6.ip_nonlocal_bind"] = "1"
 	case hasIPv6:
 		values["net.ipv6.conf.default.disable_ipv6"] = "1"

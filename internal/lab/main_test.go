@@ -81,7 +81,8 @@ func play(role string) (int, error) {
 	return 0, fmt.Errorf("no role %q", role)
 }
 
-// serveLab builds a lab, sends flows through it, and tells the first client of the listener what it found.
+// serveLab builds a lab, sends flows through it, and tells the first client of the
+// listener what it found.
 func serveLab(ctx context.Context, listeners []net.Listener) error {
 	if len(listeners) != 1 {
 		return fmt.Errorf("inherited %d listeners, want 1", len(listeners))

@@ -12,8 +12,9 @@ import (
 	"github.com/ctfleet/ctfleet/internal/host"
 )
 
-// Permitted says whether a lab can be built here: nil where this process may create network namespaces, or may after
-// [Enter] has put it into a user namespace. Otherwise the error says what is in the way and what would remove it.
+// Permitted says whether a lab can be built here: nil where this process may create
+// network namespaces, or may after [Enter] has put it into a user namespace.
+// Otherwise the error says what is in the way and what would remove it.
 func Permitted() error {
 	direct := canCreate()
 	if direct == nil {
@@ -34,8 +35,9 @@ func canCreate() error {
 	return ns.Close()
 }
 
-// probeUserNamespace asks the kernel for what [Enter] needs, without running anything: the child gets its namespaces
-// and identity first, and only then fails to execute a program that does not exist.
+// probeUserNamespace asks the kernel for what [Enter] needs, without running
+// anything: the child gets its namespaces and identity first, and only then fails
+// to execute a program that does not exist.
 func probeUserNamespace() error {
 	_, err := syscall.ForkExec("", []string{""}, &syscall.ProcAttr{Sys: newNamespaces()})
 	if errors.Is(err, syscall.ENOENT) {
@@ -44,8 +46,8 @@ func probeUserNamespace() error {
 	return err
 }
 
-// newNamespaces makes a child root of a user and a network namespace of its own, as whom it remains the user that
-// it is outside.
+// newNamespaces makes a child root of a user and a network namespace of its own, as
+// whom it remains the user that it is outside.
 func newNamespaces() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
@@ -54,7 +56,8 @@ func newNamespaces() *syscall.SysProcAttr {
 	}
 }
 
-// obstacle explains why user namespaces were refused with err, by the settings under sysctls that refuse them.
+// obstacle explains why user namespaces were refused with err, by the settings
+// under sysctls that refuse them.
 func obstacle(err error, sysctls string) string {
 	setting := func(name string) string {
 		value, err := os.ReadFile(sysctls + "/" + strings.ReplaceAll(name, ".", "/"))

@@ -12,9 +12,10 @@ import (
 	"github.com/ctfleet/ctfleet/internal/host"
 )
 
-// Stamp marks generated packets in their DSCP field, with code points that RFC 2474 leaves to local use. Both sides of
-// a firewall drop stamped packets as they arrive, before their IP stack could answer with an error or a reset that
-// would change the firewall's entries. Packets without a stamp are ordinary traffic.
+// Stamp marks generated packets in their DSCP field, with code points that RFC 2474
+// leaves to local use. Both sides of a firewall drop stamped packets as they
+// arrive, before their IP stack could answer with an error or a reset that would
+// change the firewall's entries. Packets without a stamp are ordinary traffic.
 type Stamp uint8
 
 // The stamps that package traffic uses.
@@ -35,7 +36,8 @@ func (fw *Firewall) addRules(spec FirewallSpec) error {
 		Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	})
-	// This rule is what turns connection tracking on. Dropping what fits no flow is what most firewalls do.
+	// This rule is what turns connection tracking on. Dropping what fits no flow is
+	// what most firewalls do.
 	c.AddRule(&nftables.Rule{Table: table, Chain: forward, Exprs: append(ctState(expr.CtStateBitINVALID), &expr.Verdict{Kind: expr.VerdictDrop})})
 
 	if len(spec.DNAT) > 0 {
@@ -75,8 +77,8 @@ func (fw *Firewall) checkDNAT(d DNAT) error {
 	return nil
 }
 
-// swallowStamped makes a side drop stamped packets at its link's ingress hook: after packet sockets have seen them,
-// before anything else costs time.
+// swallowStamped makes a side drop stamped packets at its link's ingress hook:
+// after packet sockets have seen them, before anything else costs time.
 func swallowStamped(ns *host.Namespace) error {
 	c, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
 	if err != nil {

@@ -35,8 +35,9 @@ func (fw *Firewall) SetSysctl(name, value string) error {
 	return setSysctls(fw.NS, map[string]string{name: value})
 }
 
-// Entries is the number of entries in the firewall's connection-tracking table as the kernel counts them, which
-// includes those that have expired and were not collected yet.
+// Entries is the number of entries in the firewall's connection-tracking table as
+// the kernel counts them, which includes those that have expired and were not
+// collected yet.
 func (fw *Firewall) Entries() (int, error) {
 	value, err := fw.Sysctl("net.netfilter.nf_conntrack_count")
 	if err != nil {
@@ -73,7 +74,8 @@ func writeSysctl(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// sysctlPath refuses everything outside net: only that belongs to a network namespace, the rest is the host's.
+// sysctlPath refuses everything outside net: only that belongs to a network
+// namespace, the rest is the host's.
 func sysctlPath(name string) (string, error) {
 	if !strings.HasPrefix(name, "net.") || strings.Contains(name, "/") || strings.Contains(name, "..") {
 		return "", fmt.Errorf("sysctl %q: not a setting of a network namespace, want net.…", name)

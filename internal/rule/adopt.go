@@ -16,9 +16,11 @@ type Adopted struct {
 	Updated int64 // ns; when it was last reported
 }
 
-// Adopt takes over an alert that fires already: nothing is reported for it until its value changes or it is resolved. It returns an error where
-// the rule is no more, or no longer fits the subject: nobody will resolve that alert then but the caller. An
-// adopted alert takes the place of one that this engine has for the same subject.
+// Adopt takes over an alert that fires already: nothing is reported for it until
+// its value changes or it is resolved. It returns an error where the rule is no
+// more, or no longer fits the subject: nobody will resolve that alert then but the
+// caller. An adopted alert takes the place of one that this engine has for the same
+// subject.
 func (e *Engine) Adopt(a Adopted) error {
 	if a.Rule == Summary {
 		if a.ID == "" {
@@ -69,7 +71,8 @@ func (r *Rule) fits(s Subject) bool {
 	return s.Key.Bits() == bits && !r.excepts(s.Key)
 }
 
-// Firing returns the alerts that fire now as they were last judged, in the order of rules and subjects, the summary last.
+// Firing returns the alerts that fire now as they were last judged, in the order of
+// rules and subjects, the summary last.
 func (e *Engine) Firing() []Transition {
 	var out []Transition
 	for _, st := range e.sorted() {
@@ -90,8 +93,9 @@ func (e *Engine) show(r *Rule, st *state) Transition {
 	}
 }
 
-// Forget drops what is known of the subjects that gone picks, a firewall that was removed from the fleet for instance, and returns the
-// resolutions of those that fire.
+// Forget drops what is known of the subjects that gone picks, a firewall that was
+// removed from the fleet for instance, and returns the resolutions of those that
+// fire.
 func (e *Engine) Forget(gone func(Subject) bool, now int64) []Transition {
 	e.advance(now)
 	var out []Transition

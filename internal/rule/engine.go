@@ -66,13 +66,16 @@ type Transition struct {
 	Updated int64
 }
 
-// Summary is the rule name of the one alert that stands for all that MaxFiring holds back. Its value is their number, its subject the fleet of the default realm.
+// Summary is the rule name of the one alert that stands for all that MaxFiring
+// holds back. Its value is their number, its subject the fleet of the default
+// realm.
 const Summary = "max-firing"
 
 const (
 	// updateAfter is the least time between two reports of one alert.
 	updateAfter = int64(time.Second)
-	// An alert is reported again when its value is this many times what was reported last, or the same part of it.
+	// An alert is reported again when its value is this many times what was
+	// reported last, or the same part of it.
 	updateRatio = 1.5
 	// repeatAfter is when an address that is still over the threshold is
 	// reported again: whoever acts on alerts may act again after a cool-down,
@@ -141,11 +144,14 @@ func NewEngine(rules []Rule, maxFiring int) (*Engine, error) {
 	return e, nil
 }
 
-// Rules returns the rules, in the order by which [Engine.Observe] names them. They are not to be changed.
+// Rules returns the rules, in the order by which [Engine.Observe] names them. They
+// are not to be changed.
 func (e *Engine) Rules() []Rule { return e.rules }
 
-// Observe tells the value of a subject. It returns what follows: nothing mostly, a firing alert at once when the value reaches the threshold of a rule without for. rule is
-// an index of [Engine.Rules]. A time before the last one given is taken as the last one.
+// Observe tells the value of a subject. It returns what follows: nothing mostly, a
+// firing alert at once when the value reaches the threshold of a rule without for.
+// rule is an index of [Engine.Rules]. A time before the last one given is taken as
+// the last one.
 func (e *Engine) Observe(rule int, s Subject, value float64, now int64) []Transition {
 	e.advance(now)
 	st := e.states[stateKey{rule, s}]
@@ -164,8 +170,10 @@ func (e *Engine) Observe(rule int, s Subject, value float64, now int64) []Transi
 	return e.summarize(e.judge(nil, st, value))
 }
 
-// Tick lets time pass: it asks lookup for the value of each subject that is pending or firing, and returns what follows, in the order of
-// rules and subjects. A value that is not known changes nothing, and what must have lasted a time begins anew after it.
+// Tick lets time pass: it asks lookup for the value of each subject that is pending
+// or firing, and returns what follows, in the order of rules and subjects. A value
+// that is not known changes nothing, and what must have lasted a time begins anew
+// after it.
 func (e *Engine) Tick(now int64, lookup func(rule int, s Subject) (value float64, known bool)) []Transition {
 	e.advance(now)
 	states := e.sorted()

@@ -14,7 +14,8 @@ import (
 
 const epoch = int64(1_750_000_000_000_000_000)
 
-// A life drives an engine by hand: values stand until they are changed, and time is seconds since epoch.
+// A life drives an engine by hand: values stand until they are changed, and time is
+// seconds since epoch.
 type life struct {
 	*testing.T
 	*rule.Engine
@@ -365,7 +366,8 @@ func TestCrossing(t *testing.T) {
 	}
 }
 
-// TestBounded: tens of thousands over a threshold are followed, not more; the rest is counted, and followed when there is room.
+// TestBounded: tens of thousands over a threshold are followed, not more; the rest
+// is counted, and followed when there is room.
 func TestBounded(t *testing.T) {
 	l := newLife(t, 5, newFlows(10, func(r *rule.Rule) { r.For = time.Second }))
 	for i := range 70_000 {

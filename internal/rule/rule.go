@@ -41,7 +41,8 @@ type Rule struct {
 	Track  string `yaml:"track"`
 	Metric string `yaml:"metric"`
 	Scope  string `yaml:"scope"`
-	// Count is the threshold: the rule is over when the value is at least this. A whole number, but for table_percent.
+	// Count is the threshold: the rule is over when the value is at least this. A
+	// whole number, but for table_percent.
 	Count float64 `yaml:"count"`
 	// Seconds is the window of new and unreplied. The other metrics are of now, and have none.
 	Seconds int `yaml:"seconds"`
@@ -87,7 +88,8 @@ const DefaultMaxFiring = 100
 // NewFile returns what an empty file means.
 func NewFile() File { return File{MaxFiring: DefaultMaxFiring} }
 
-// Default returns a rule of which only name, track, metric, count and, where the metric has one, the window are left to say.
+// Default returns a rule of which only name, track, metric, count and, where the
+// metric has one, the window are left to say.
 func Default() Rule {
 	return Rule{
 		Scope:      Fleet,

@@ -135,7 +135,8 @@ func TestValidateNaN(t *testing.T) {
 	}
 }
 
-// FuzzRead puts any values in well-formed YAML: what is accepted is valid, and can be written and read again.
+// FuzzRead puts any values in well-formed YAML: what is accepted is valid, and can
+// be written and read again.
 func FuzzRead(f *testing.F) {
 	f.Add("one", "tcp", "22", "198.51.100.0/24", 100.0, 10, false)
 	f.Add("two", "132", "0x16", "2001:db8::1", 0.5, -1, true)

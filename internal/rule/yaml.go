@@ -13,8 +13,9 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// The types of a rules file read themselves, so that a default can be told from a value, a list may be a single
-// value, and an error points to the place in the file. Whoever decodes them decides about strictness.
+// The types of a rules file read themselves, so that a default can be told from a
+// value, a list may be a single value, and an error points to the place in the
+// file. Whoever decodes them decides about strictness.
 
 // UnmarshalYAML reads a file.
 func (f *File) UnmarshalYAML(unmarshal func(any) error) error {
@@ -32,7 +33,8 @@ func (f *File) UnmarshalYAML(unmarshal func(any) error) error {
 	if unmarshal(&node) != nil {
 		return err
 	}
-	// Each rule has been checked when it was read: what is left is max_firing, or a name that has been used before.
+	// Each rule has been checked when it was read: what is left is max_firing, or a
+	// name that has been used before.
 	if e := (*Error)(nil); errors.As(err, &e) {
 		if rules, ok := find(node, "rules").(*ast.SequenceNode); ok {
 			for i := range rules.Values {
@@ -211,7 +213,8 @@ func (p *Protocol) UnmarshalYAML(unmarshal func(any) error) error {
 	})
 }
 
-// hasPorts says whether a destination port means anything. Of a protocol without a name here it is not known, and so it does.
+// hasPorts says whether a destination port means anything. Of a protocol without a
+// name here it is not known, and so it does.
 func (p Protocol) hasPorts() bool {
 	i := slices.IndexFunc(protocols, func(known protocol) bool { return known.number == p })
 	return i < 0 || protocols[i].ports

@@ -11,7 +11,8 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// TestFleet: a real server gets what was made, from every firewall, with nothing missing, and health beside it.
+// TestFleet: a real server gets what was made, from every firewall, with nothing
+// missing, and health beside it.
 func TestFleet(t *testing.T) {
 	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir(), Open: true})
 	if err != nil {
@@ -68,7 +69,8 @@ func TestFleet(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if s := fleet.Totals(); got != s.Published || s.Lost != 0 || attack != 40 || len(next) != 5 {
+	// What was on its way when the fleet stopped may have arrived or not.
+	if s := fleet.Totals(); got < s.Published || got > s.Made || s.Lost != 0 || attack != 40 || len(next) != 5 {
 		t.Errorf("%d events of %d firewalls arrived, %d of the attack; %+v", got, len(next), attack, s)
 	}
 	if last, err := conn.Last(t.Context(), bus.StreamLast, events.SubjectHealth+".*"); err != nil || len(last) != 5 {

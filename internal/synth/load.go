@@ -59,8 +59,9 @@ func (l *Load) Snapshot() ([]byte, error) {
 // Insert adds an event of the caller's to the next batch, in which it comes last.
 func (l *Load) Insert(e events.Event) { l.extra = append(l.extra, e) }
 
-// Batch returns n events (or as many as fit into a batch), spread evenly from one time to another, ns on the
-// firewall's clock, and how many there are. It is valid until the next call, and still to be stamped.
+// Batch returns n events (or as many as fit into a batch), spread evenly from one
+// time to another, ns on the firewall's clock, and how many there are. It is valid
+// until the next call, and still to be stamped.
 func (l *Load) Batch(n int, from, to int64) (data []byte, count int, err error) {
 	n = min(n, events.MaxBatchEvents-len(l.extra))
 	for i := range n {
@@ -84,7 +85,8 @@ func (l *Load) Batch(n int, from, to int64) (data []byte, count int, err error) 
 	return data, count, nil
 }
 
-// event returns the next one: a flow that begins or, when enough are open, every second time the end of the oldest.
+// event returns the next one: a flow that begins or, when enough are open, every
+// second time the end of the oldest.
 func (l *Load) event() events.Event {
 	if l.cfg.Open > 0 && len(l.open) == l.cfg.Open && l.open[l.oldest].Type == events.New {
 		e := l.open[l.oldest]

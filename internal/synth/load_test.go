@@ -6,7 +6,8 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// TestLoad: every flow that ends has begun, as many are open as asked for, and addresses stay within their part.
+// TestLoad: every flow that ends has begun, as many are open as asked for, and
+// addresses stay within their part.
 func TestLoad(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		l := NewLoad(Config{Firewall: "fw-a", Realm: "default", Sources: Zipf(1000, 1), Destinations: Even(10, 2), First: 50, Count: 100, IPv6: ipv6, Open: 300})
@@ -54,7 +55,8 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestLoop: what is sent again is a new batch each time, with the times, numbers and totals of its load.
+// TestLoop: what is sent again is a new batch each time, with the times, numbers
+// and totals of its load.
 func TestLoop(t *testing.T) {
 	var loads []*Load
 	for _, name := range []string{"fw-a", "fw-b"} {

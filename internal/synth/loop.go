@@ -42,8 +42,9 @@ func NewLoop(loads []*Load, batches, eventsEach int, at, span int64) (*Loop, err
 // Len is how many batches come before they repeat.
 func (l *Loop) Len() int { return len(l.batches) }
 
-// Next returns a batch as if it was sent gap ns after the one before, with the number of its load and the
-// time when it was sent. It is valid until the loop comes round.
+// Next returns a batch as if it was sent gap ns after the one before, with the
+// number of its load and the time when it was sent. It is valid until the loop
+// comes round.
 func (l *Loop) Next(gap int64) (data []byte, load int, at int64) {
 	i := l.next
 	l.next = (l.next + 1) % len(l.batches)

@@ -14,11 +14,13 @@ import (
 	"github.com/ctfleet/ctfleet/internal/lab"
 )
 
-// window is how many packets may be on their way without an answer: as many as the smallest receive buffer that a
-// system grants (212992 bytes, of which a packet takes about 800) holds with room to spare.
+// window is how many packets may be on their way without an answer: as many as the
+// smallest receive buffer that a system grants (212992 bytes, of which a packet
+// takes about 800) holds with room to spare.
 const window = 128
 
-// answers is the server side's part in a flood: it sends each stamped packet back as the protocol's first answer.
+// answers is the server side's part in a flood: it sends each stamped packet back
+// as the protocol's first answer.
 type answers struct {
 	fd      int
 	link    lab.Link
@@ -120,8 +122,9 @@ func (a *answers) run() {
 	}
 }
 
-// room is how many packets may be sent now. It keeps the answering socket's buffer from overflowing. Answers that do
-// not come (a firewall may refuse a flow) must not hold up the flood: after a while they are written off.
+// room is how many packets may be sent now. It keeps the answering socket's buffer
+// from overflowing. Answers that do not come (a firewall may refuse a flow) must
+// not hold up the flood: after a while they are written off.
 func (a *answers) room(sent int) int {
 	answered := a.sent.Load()
 	if answered != a.lastSent {
@@ -154,8 +157,8 @@ func (a *answers) stop() (int, error) {
 	return int(a.sent.Load()), a.err
 }
 
-// answer turns a frame of a flood, as it arrived at link, into the answer to it. It reports false for a frame that it
-// cannot answer, which it leaves alone.
+// answer turns a frame of a flood, as it arrived at link, into the answer to it. It
+// reports false for a frame that it cannot answer, which it leaves alone.
 func answer(frame []byte, link lab.Link) bool {
 	if len(frame) < ethernetLen+ipv4Len {
 		return false

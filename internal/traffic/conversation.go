@@ -16,7 +16,8 @@ import (
 // messageLen is the length of each message, in bytes: its number and nothing.
 const messageLen = 32
 
-// conversation is one client's TCP connection to, or UDP exchange with, an echo server. It is used by one goroutine.
+// conversation is one client's TCP connection to, or UDP exchange with, an echo
+// server. It is used by one goroutine.
 type conversation struct {
 	network string // tcp or udp
 	client  netip.Addr
@@ -32,8 +33,9 @@ func (c *conversation) close() {
 	_ = c.conn.Close()
 }
 
-// exchange sends a message and waits for its echo. UDP may lose one: it is sent again in every interval, and the
-// conversation has broken only when nothing came back within the timeout.
+// exchange sends a message and waits for its echo. UDP may lose one: it is sent
+// again in every interval, and the conversation has broken only when nothing came
+// back within the timeout.
 func (c *conversation) exchange(interval, timeout time.Duration) error {
 	c.number++
 	binary.BigEndian.PutUint64(c.out[:], c.number)
@@ -54,7 +56,8 @@ func (c *conversation) exchange(interval, timeout time.Duration) error {
 	}
 }
 
-// awaitEcho reads until the last message has come back. Echoes of earlier ones, which came late, are passed over.
+// awaitEcho reads until the last message has come back. Echoes of earlier ones,
+// which came late, are passed over.
 func (c *conversation) awaitEcho(until time.Time) error {
 	if err := c.conn.SetReadDeadline(until); err != nil {
 		return fmt.Errorf("set deadline: %w", err)

@@ -17,35 +17,44 @@ import (
 // firstPort is the lowest source port of TCP, UDP and SCTP flows.
 const firstPort = 1024
 
-// Flood is a number of new flows, one packet each, from the client side of a firewall to its server side. Flow i always
-// has the same addresses and ports: sources rotate fastest, then destinations, then destination ports, then source
-// ports. So consecutive flows spread evenly over the sources, and no two of a flood are the same.
+// Flood is a number of new flows, one packet each, from the client side of a
+// firewall to its server side. Flow i always has the same addresses and ports:
+// sources rotate fastest, then destinations, then destination ports, then source
+// ports. So consecutive flows spread evenly over the sources, and no two of a flood
+// are the same.
 type Flood struct {
-	// Protocol is the IP protocol number: TCP (a SYN each), UDP (an empty datagram), ICMP and ICMPv6 (an echo request),
-	// SCTP (an INIT) or GRE (an empty packet; only the addresses tell flows apart).
+	// Protocol is the IP protocol number: TCP (a SYN each), UDP (an empty
+	// datagram), ICMP and ICMPv6 (an echo request), SCTP (an INIT) or GRE (an empty
+	// packet; only the addresses tell flows apart).
 	Protocol uint8
 
-	// Sources and Destinations are where flows come from and go to, within the lab's client and server prefixes and of
-	// one address family. From the first address of a prefix on, SourceCount and DestinationCount of it are used,
-	// all of it where the count is 0.
+	// Sources and Destinations are where flows come from and go to, within the
+	// lab's client and server prefixes and of one address family. From the first
+	// address of a prefix on, SourceCount and DestinationCount of it are used, all
+	// of it where the count is 0.
 	Sources, Destinations         netip.Prefix
 	SourceCount, DestinationCount int
 
-	// Port is the destination port, the first of Ports consecutive ones (0 means one). ICMP and GRE have none.
+	// Port is the destination port, the first of Ports consecutive ones (0 means
+	// one). ICMP and GRE have none.
 	Port  uint16
 	Ports int
 
-	// First is the number of the first flow: floods that continue one another give First the sum of the counts before.
+	// First is the number of the first flow: floods that continue one another give
+	// First the sum of the counts before.
 	First int
-	// Count is the exact number of flows. 0 means Rate × Duration, or without a Rate whatever Duration permits.
+	// Count is the exact number of flows. 0 means Rate × Duration, or without a
+	// Rate whatever Duration permits.
 	Count int
 	// Rate is in flows per second, 0 for as fast as possible.
 	Rate float64
-	// Duration ends the flood even if some of Count are missing; 0 means that it takes as long as Count and Rate need.
+	// Duration ends the flood even if some of Count are missing; 0 means that it
+	// takes as long as Count and Rate need.
 	Duration time.Duration
 
-	// Answer makes the server side answer each packet, once: with a SYN-ACK, the datagram itself, an echo reply, an
-	// INIT-ACK or a GRE packet back. The client side takes no notice.
+	// Answer makes the server side answer each packet, once: with a SYN-ACK, the
+	// datagram itself, an echo reply, an INIT-ACK or a GRE packet back. The client
+	// side takes no notice.
 	Answer bool
 }
 
@@ -138,8 +147,8 @@ func within(p netip.Prefix, count int, outer netip.Prefix) bool {
 		count >= 0 && (hostBits >= 31 || count <= 1<<hostBits)
 }
 
-// Run makes the flows through fw and waits until all are sent and, where asked for, answered. When ctx ends first, it
-// returns what was done until then, and no error.
+// Run makes the flows through fw and waits until all are sent and, where asked for,
+// answered. When ctx ends first, it returns what was done until then, and no error.
 func (f Flood) Run(ctx context.Context, fw *lab.Firewall) (FloodReport, error) {
 	if err := f.validate(fw); err != nil {
 		return FloodReport{}, fmt.Errorf("flood: %w", err)

@@ -273,7 +273,8 @@ func TestFloodOverALinkThatIsDown(t *testing.T) {
 	}
 }
 
-// A firewall that lets nothing through leaves the flood without answers, which must not hold it up either.
+// A firewall that lets nothing through leaves the flood without answers, which must
+// not hold it up either.
 func TestFloodWithoutAnswersGoesOn(t *testing.T) {
 	fw := one(t, lab.FirewallSpec{})
 	if err := fw.SetSysctl("net.ipv4.ip_forward", "0"); err != nil {
@@ -320,8 +321,8 @@ func TestFloodRefuses(t *testing.T) {
 	}
 }
 
-// BenchmarkFlood measures the kernel more than the generator: each packet is forwarded and tracked within the call
-// that sends it.
+// BenchmarkFlood measures the kernel more than the generator: each packet is
+// forwarded and tracked within the call that sends it.
 func BenchmarkFlood(b *testing.B) {
 	for _, c := range []struct {
 		name                  string

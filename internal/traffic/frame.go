@@ -70,7 +70,8 @@ func transportOf(protocol uint8) (transport, bool) {
 	return transport{}, false
 }
 
-// template is a frame of which only addresses and ports are missing, with the checksums of all the rest.
+// template is a frame of which only addresses and ports are missing, with the
+// checksums of all the rest.
 type template struct {
 	frame     []byte
 	transport transport
@@ -82,8 +83,9 @@ type template struct {
 	l4Sum     uint64
 }
 
-// newTemplate makes the template of a flood. Its number, which every packet carries through the firewall in the IPv4
-// identification or the IPv6 flow label, tells it from others that are under way.
+// newTemplate makes the template of a flood. Its number, which every packet carries
+// through the firewall in the IPv4 identification or the IPv6 flow label, tells it
+// from others that are under way.
 func newTemplate(protocol uint8, ipv6 bool, stamp lab.Stamp, number uint16, link lab.Link) *template {
 	tr, _ := transportOf(protocol)
 	t := &template{transport: tr, protocol: protocol}
@@ -127,7 +129,8 @@ func putEthernet(frame []byte, from, to net.HardwareAddr, ipv6 bool) {
 	}
 }
 
-// putTransport writes what the headers of all flows have in common. The kernel tracks only well-formed packets.
+// putTransport writes what the headers of all flows have in common. The kernel
+// tracks only well-formed packets.
 func putTransport(h []byte, protocol uint8) {
 	switch protocol {
 	case unix.IPPROTO_TCP:
@@ -190,13 +193,15 @@ func (t *template) fill(frame []byte, source, dest netip.Addr, sourcePort, destP
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// putSCTPChecksum writes the CRC32c of the packet with its own field zero, in little-endian order (RFC 9260, A).
+// putSCTPChecksum writes the CRC32c of the packet with its own field zero, in
+// little-endian order (RFC 9260, A).
 func putSCTPChecksum(packet []byte) {
 	clear(packet[8:12])
 	binary.LittleEndian.PutUint32(packet[8:], crc32.Checksum(packet, castagnoli))
 }
 
-// sum adds up b, of even length, as big-endian 16-bit words: the first half of the Internet checksum (RFC 1071).
+// sum adds up b, of even length, as big-endian 16-bit words: the first half of the
+// Internet checksum (RFC 1071).
 func sum(b []byte) uint64 {
 	var s uint64
 	for ; len(b) >= 4; b = b[4:] {

@@ -17,8 +17,8 @@ var testLink = lab.Link{
 	Peer: net.HardwareAddr{2, 0, 0, 0, 0, 1},
 }
 
-// The kernel judges the frames themselves: TestFloodMakesExactlyItsFlows fails if it finds one malformed. Here is only
-// what the kernel does not see.
+// The kernel judges the frames themselves: TestFloodMakesExactlyItsFlows fails if
+// it finds one malformed. Here is only what the kernel does not see.
 
 func TestFillDoesNotAllocate(t *testing.T) {
 	for _, c := range []struct {
@@ -55,8 +55,8 @@ func testSender(protocol uint8, sources, destination string) *sender {
 	}.sender(-1, testLink)
 }
 
-// FuzzAnswer: whatever arrives, an answer neither crashes nor writes outside the frame, and one that was given goes
-// back where the packet came from.
+// FuzzAnswer: whatever arrives, an answer neither crashes nor writes outside the
+// frame, and one that was given goes back where the packet came from.
 func FuzzAnswer(f *testing.F) {
 	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP, unix.IPPROTO_GRE} {
 		f.Add(firstFrame(protocol, "198.18.0.0/16", "203.0.113.1/32"))

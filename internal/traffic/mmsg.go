@@ -6,15 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mmsghdr is the kernel's struct mmsghdr, which x/sys/unix does not have: a message, and how many bytes of it were
-// sent or received. Go pads it as C does.
+// mmsghdr is the kernel's struct mmsghdr, which x/sys/unix does not have: a
+// message, and how many bytes of it were sent or received. Go pads it as C does.
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32
 }
 
-// batch is a fixed number of packets that one system call sends or receives. The headers and vectors that the kernel
-// reads are built once and point into the packets' memory.
+// batch is a fixed number of packets that one system call sends or receives. The
+// headers and vectors that the kernel reads are built once and point into the
+// packets' memory.
 type batch struct {
 	memory []byte
 	size   int // of one packet's place in memory
@@ -49,8 +50,8 @@ func (b *batch) send(fd, from, to int) (int, error) {
 	return mmsg(unix.SYS_SENDMMSG, fd, b.hdrs[from:to], 0)
 }
 
-// receive waits for a packet as long as the socket's receive timeout allows, and returns how many there were. It
-// returns unix.EAGAIN when there was none.
+// receive waits for a packet as long as the socket's receive timeout allows, and
+// returns how many there were. It returns unix.EAGAIN when there was none.
 func (b *batch) receive(fd int) (int, error) {
 	for i := range b.iovs {
 		b.iovs[i].SetLen(b.size)

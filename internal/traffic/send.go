@@ -15,8 +15,8 @@ import (
 	"github.com/ctfleet/ctfleet/internal/lab"
 )
 
-// sendBatch is how many packets one system call sends. Each crosses the firewall within the call, so this also bounds
-// how long a call takes: about 2 ms.
+// sendBatch is how many packets one system call sends. Each crosses the firewall
+// within the call, so this also bounds how long a call takes: about 2 ms.
 const sendBatch = 256
 
 // pause is how long the sender sleeps when nothing is due.
@@ -25,8 +25,8 @@ const pause = time.Millisecond
 // floods counts the floods of this process, which gives each its number.
 var floods atomic.Uint32
 
-// patience is how long a flood waits for something that does not come, a link that takes packets or an answer, before
-// it goes on without.
+// patience is how long a flood waits for something that does not come, a link that
+// takes packets or an answer, before it goes on without.
 const patience = 500 * time.Millisecond
 
 // sender makes the packets of one flood and sends them.
@@ -108,7 +108,8 @@ func (s *sender) send(ctx context.Context, total int, rate float64, start time.T
 	return sent, nil
 }
 
-// flush sends the first n packets of the batch, those that the link refuses for the moment a little later.
+// flush sends the first n packets of the batch, those that the link refuses for the
+// moment a little later.
 func (s *sender) flush(ctx context.Context, n int, sent *int) error {
 	moved := time.Now()
 	for done := 0; done < n; {
@@ -169,7 +170,8 @@ func newAddresses(p netip.Prefix, count int) addresses {
 	return a
 }
 
-// at is address i. The lower half of an IPv6 address never overflows: counts are below 2³¹ and prefixes are aligned.
+// at is address i. The lower half of an IPv6 address never overflows: counts are
+// below 2³¹ and prefixes are aligned.
 func (a *addresses) at(i int) netip.Addr {
 	if a.first.Is4() {
 		var b [4]byte

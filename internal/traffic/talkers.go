@@ -15,19 +15,20 @@ import (
 
 // Talk describes ordinary traffic: clients that keep up conversations with echo servers.
 type Talk struct {
-	// Clients and Servers are addresses of the client and the server side. Each client talks to one server, in turn, of
-	// those of its own address family.
+	// Clients and Servers are addresses of the client and the server side. Each
+	// client talks to one server, in turn, of those of its own address family.
 	Clients, Servers []netip.Addr
 	Port             uint16 // of the servers, TCP and UDP; 0 means 7, echo
 
 	// Kept is how many conversations each client keeps up in each of TCP and UDP.
 	Kept int
-	// NewPerSecond is how many short conversations, of one message, are begun in a second besides: by the clients in
-	// turn, TCP and UDP alternating.
+	// NewPerSecond is how many short conversations, of one message, are begun in a
+	// second besides: by the clients in turn, TCP and UDP alternating.
 	NewPerSecond float64
 	// Interval is between the messages of a kept conversation; 0 means half a second.
 	Interval time.Duration
-	// Timeout is how long an echo may take, before its conversation counts as broken; 0 means two seconds.
+	// Timeout is how long an echo may take, before its conversation counts as
+	// broken; 0 means two seconds.
 	Timeout time.Duration
 }
 
@@ -57,8 +58,8 @@ type Talkers struct {
 	opened, echoed, broken atomic.Uint64
 }
 
-// Start opens the servers and all kept conversations, each of which has had an echo when Start returns, and keeps
-// them up until ctx ends or Close is called.
+// Start opens the servers and all kept conversations, each of which has had an echo
+// when Start returns, and keeps them up until ctx ends or Close is called.
 func Start(ctx context.Context, fw *lab.Firewall, talk Talk) (*Talkers, error) {
 	if talk.Port == 0 {
 		talk.Port = 7
@@ -167,7 +168,8 @@ func (talk Talk) validate(fw *lab.Firewall) error {
 	return nil
 }
 
-// keep sends a message in every interval until ctx ends, and opens the conversation anew when it breaks.
+// keep sends a message in every interval until ctx ends, and opens the conversation
+// anew when it breaks.
 func (t *Talkers) keep(ctx context.Context, c *conversation, phase time.Duration) {
 	defer func() { c.close() }()
 	for wait := phase; sleep(ctx, wait); wait = t.talk.Interval {

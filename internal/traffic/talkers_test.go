@@ -122,8 +122,9 @@ func TestTalkersSurviveAFlood(t *testing.T) {
 	}
 }
 
-// A conversation whose entry is deleted breaks where the firewall does not pick up connections half way. This is what
-// a demonstration that flushes too much would do, so it must show.
+// A conversation whose entry is deleted breaks where the firewall does not pick up
+// connections half way. This is what a demonstration that flushes too much would
+// do, so it must show.
 func TestTalkersNoticeABrokenConversation(t *testing.T) {
 	fw := one(t, lab.FirewallSpec{Sysctls: map[string]string{"net.netfilter.nf_conntrack_tcp_loose": "0"}})
 	talk := traffic.Talk{

@@ -2,8 +2,9 @@ package window
 
 import "math/bits"
 
-// The arena keeps the histories that do not fit beside them, in chunks of a few sizes. Chunks of one size stand in blocks of
-// chunksPerBlock; the lowest block that has room is used first, so the highest run empty and are given back.
+// The arena keeps the histories that do not fit beside them, in chunks of a few
+// sizes. Chunks of one size stand in blocks of chunksPerBlock; the lowest block
+// that has room is used first, so the highest run empty and are given back.
 type arena struct {
 	classes [len(sizes) + 1]class // classes[0] is none
 	held    int                   // bytes of all blocks
@@ -11,7 +12,8 @@ type arena struct {
 
 const chunksPerBlock = 256
 
-// sizes are the sizes of chunks in bytes. The largest holds the longest history there can be (maxWindows, each cell at its longest).
+// sizes are the sizes of chunks in bytes. The largest holds the longest history
+// there can be (maxWindows, each cell at its longest).
 var sizes = [...]int{32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288}
 
 type class struct {
@@ -105,8 +107,9 @@ func (a *arena) free(r record) {
 	r.class, r.chunk, r.filled = 0, 0, 0
 }
 
-// sparse says whether the history's chunk stands in a block that would not be needed if all chunks of its class stood close together. The margin of an
-// eighth and two blocks keeps chunks from being moved to and fro.
+// sparse says whether the history's chunk stands in a block that would not be
+// needed if all chunks of its class stood close together. The margin of an eighth
+// and two blocks keeps chunks from being moved to and fro.
 func (a *arena) sparse(r record) bool {
 	c := &a.classes[r.class]
 	return int(r.chunk) > c.live+c.live/8+2*chunksPerBlock

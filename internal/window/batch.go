@@ -1,16 +1,19 @@
 package window
 
 const (
-	// groupSize items are looked up together: enough that their cache misses overlap, few enough that what was fetched is
-	// still in the first-level cache when it is used.
+	// groupSize items are looked up together: enough that their cache misses
+	// overlap, few enough that what was fetched is still in the first-level cache
+	// when it is used.
 	groupSize = 32
-	// Events are gathered into items blockSize at a time. recentSize, a power of two, is how many items a further event can find again.
+	// Events are gathered into items blockSize at a time. recentSize, a power of
+	// two, is how many items a further event can find again.
 	blockSize  = 2048
 	recentSize = 1024
 )
 
-// An item is one event or several that come to the same: of one key, member and cell, and in the same series. Busy keys come many times in
-// a batch, and in a fleet's totals often late, which costs more: once for all of them.
+// An item is one event or several that come to the same: of one key, member and
+// cell, and in the same series. Busy keys come many times in a batch, and in a
+// fleet's totals often late, which costs more: once for all of them.
 type item struct {
 	event   int    // index of the first
 	n       uint32 // of all
@@ -27,14 +30,17 @@ type item struct {
 
 // AddBatch adds events, in order, and appends what became hot.
 //
-// Times need not be in order; an event lands in the slot in which it happened. One that is older than any window reaches is counted in no series, and in
-// [Stats.TooLate]. One later than now counts when now gets there. Members must be known (see [Table.Join]).
+// Times need not be in order; an event lands in the slot in which it happened. One
+// that is older than any window reaches is counted in no series, and in
+// [Stats.TooLate]. One later than now counts when now gets there. Members must be
+// known (see [Table.Join]).
 func (t *Table) AddBatch(events []Event, hot []Hot) []Hot {
 	if len(events) == 0 {
 		return hot
 	}
 	if !t.started {
-		// Nothing is known of the time but this event, which may be late or early: assume as little as possible.
+		// Nothing is known of the time but this event, which may be late or early:
+		// assume as little as possible.
 		t.start(events[0].At - t.grid.longest())
 	}
 	for from := 0; from < len(events); from += blockSize {
@@ -91,10 +97,12 @@ func (t *Table) gather(events []Event, from, to int) {
 	}
 }
 
-// fetch brings what a group of items will need into the cache. One event alone would wait for memory twice: for the slot, and for the line that the slot
-// names. Here the slots of a group are all asked for before the first is used, and then the lines: the processor waits for many at
-// once. Each step is a loop of its own, and short, since only
-// some hundred instructions are under way at a time. What it returns means nothing; it depends on all that was read.
+// fetch brings what a group of items will need into the cache. One event alone
+// would wait for memory twice: for the slot, and for the line that the slot names.
+// Here the slots of a group are all asked for before the first is used, and then
+// the lines: the processor waits for many at once. Each step is a loop of its own,
+// and short, since only some hundred instructions are under way at a time. What it
+// returns means nothing; it depends on all that was read.
 func (s *store) fetch(events []Event, group []item) (sum uint32) {
 	shards, shift := s.index.shards, 63-s.index.bits
 	for i := range group {
@@ -132,7 +140,8 @@ func (g *item) candidate() (number uint32, ok bool) {
 	return 0, false
 }
 
-// resolve returns the line that was looked up. The candidate may be another key's, and events before this one may have moved lines.
+// resolve returns the line that was looked up. The candidate may be another key's,
+// and events before this one may have moved lines.
 func (s *store) resolve(g *item, k *Key, by Member) (p place, ok bool) {
 	if number := uint32(g.slot) - 1; number < uint32(s.n) { // a slot of 0 is no line: it wraps
 		p = s.at(number)
@@ -147,7 +156,8 @@ func (s *store) resolve(g *item, k *Key, by Member) (p place, ok bool) {
 	return p, ok
 }
 
-// addToKey adds an item to its key. Where the key has several members its share is left to do: it is put into t.split.
+// addToKey adds an item to its key. Where the key has several members its share is
+// left to do: it is put into t.split.
 func (t *Table) addToKey(e *Event, it *item, hot []Hot) []Hot {
 	p, ok := t.keys.resolve(it, &e.Key, anyone)
 	if !ok {
@@ -264,8 +274,9 @@ func (t *Table) add(r record, c, n uint32, levels *levelSet) (hot bool) {
 	return t.judge(r, levels)
 }
 
-// judge computes the slack. It takes cells later than now as if now had got there, and a window to reach as far as any shorter one
-// does: what it finds is an upper bound of the counts at any time from now on.
+// judge computes the slack. It takes cells later than now as if now had got there,
+// and a window to reach as far as any shorter one does: what it finds is an upper
+// bound of the counts at any time from now on.
 func (t *Table) judge(r record, levels *levelSet) (hot bool) {
 	r.slack = 0
 	slack := uint64(levels.slack)

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// TestFlood: a flood of keys seen once each, far more than MaxKeys, through one member. Heavy keys keep their counts, whenever they came, and so do the keys
-// of another member, heavy or not; memory is bounded, and given back.
+// TestFlood: a flood of keys seen once each, far more than MaxKeys, through one
+// member. Heavy keys keep their counts, whenever they came, and so do the keys of
+// another member, heavy or not; memory is bounded, and given back.
 func TestFlood(t *testing.T) {
 	const (
 		maxKeys = 20_000
@@ -34,7 +35,8 @@ func TestFlood(t *testing.T) {
 		if i%(flood/quiet) == 0 {
 			table.AddBatch([]Event{{Key: other(i / (flood / quiet)), At: now, N: 1, Series: 1, Member: 1, Gauge: [2]int8{1, 0}}}, nil)
 		}
-		// A third is there from the start, another third comes in the middle of the flood, the rest near its end; they reach 400.
+		// A third is there from the start, another third comes in the middle of the
+		// flood, the rest near its end; they reach 400.
 		h := i % heavies
 		if i >= h%3*flood/3 && counts[h] < 500 {
 			counts[h]++
@@ -112,7 +114,8 @@ func TestFloodAfterOthers(t *testing.T) {
 	}
 }
 
-// TestEvictSmallest: when no key is small, the lightest go. What a key holds is weight too, and so are the events of the second series.
+// TestEvictSmallest: when no key is small, the lightest go. What a key holds is
+// weight too, and so are the events of the second series.
 func TestEvictSmallest(t *testing.T) {
 	const maxKeys = 4000
 	weight := func(i int) int { return 10 + i*7919%maxKeys } // in an order that is not the lines'
@@ -153,7 +156,8 @@ func TestEvictSmallest(t *testing.T) {
 	}
 }
 
-// TestEvictShared: keys with several members go with all their shares, and shares that go leave their key's total right.
+// TestEvictShared: keys with several members go with all their shares, and shares
+// that go leave their key's total right.
 func TestEvictShared(t *testing.T) {
 	const maxKeys, members = 500, 7
 	w := 10 * time.Second
@@ -195,7 +199,8 @@ func TestEvictShared(t *testing.T) {
 	}
 }
 
-// TestMemory: what a live key costs, for one window and for eight, when each has an event in most slots.
+// TestMemory: what a live key costs, for one window and for eight, when each has an
+// event in most slots.
 func TestMemory(t *testing.T) {
 	const keys = 5000
 	for _, windows := range [][]time.Duration{oneWindow, eightWindows} {
@@ -203,7 +208,8 @@ func TestMemory(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 1))
 		now := int64(1e18)
 		longest := windows[len(windows)-1]
-		// The last two minutes at 4 events a second and key; before that so sparsely that it takes no time, yet fills the old slots.
+		// The last two minutes at 4 events a second and key; before that so
+		// sparsely that it takes no time, yet fills the old slots.
 		for now < int64(1e18)+int64(longest) {
 			gap := longest / 200
 			if left := int64(1e18) + int64(longest) - now; left < int64(2*time.Minute) && len(windows) > 1 || len(windows) == 1 {
@@ -228,7 +234,8 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// TestShrink: memory follows the number of keys down also where keys remain, and histories when keys fall quiet.
+// TestShrink: memory follows the number of keys down also where keys remain, and
+// histories when keys fall quiet.
 func TestShrink(t *testing.T) {
 	table := newTable(t, Config{Windows: []time.Duration{time.Second, time.Minute}, MaxKeys: 20_000})
 	now := int64(1e18)

@@ -17,7 +17,8 @@ const (
 	// The lightest 1/lightShare of a sample may go. So the hand finds one in about as many steps.
 	lightShare = 8
 	sampleSize = 1024
-	// Where a sample has fewer than fewSamples, up to nearby lines behind each of its places are looked at too.
+	// Where a sample has fewer than fewSamples, up to nearby lines behind each of
+	// its places are looked at too.
 	fewSamples = 64
 	nearby     = 64
 	// maxChoice is among how many that may go the smallest is taken, when none is light.

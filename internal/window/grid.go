@@ -9,15 +9,18 @@ import (
 // slots is the number of slots in a window: what a count can miss at the old end is one of them.
 const slots = 20
 
-// A grid turns times into cells. A cell is the time between two neighbouring slot edges, whatever windows these edges belong to; it is
-// named by its lower edge, in ticks since the base. A tick is the largest unit of which all slots are multiples.
+// A grid turns times into cells. A cell is the time between two neighbouring slot
+// edges, whatever windows these edges belong to; it is named by its lower edge, in
+// ticks since the base. A tick is the largest unit of which all slots are
+// multiples.
 type grid struct {
 	slot    []int64 // ns, of each window, shortest first
 	tick    int64   // ns
 	base    int64   // ns: where cell 0 begins, a multiple of tick
 	strides strides
 
-	// The cells looked up last. The division that finds a cell is by then behind us: events come roughly in order.
+	// The cells looked up last. The division that finds a cell is by then behind
+	// us: events come roughly in order.
 	shift uint
 	near  [64]span
 }
@@ -57,7 +60,8 @@ func (g *grid) rebase(now int64) {
 	g.near = [len(g.near)]span{}
 }
 
-// cell returns the cell that holds the time at; not ok where no cell can name it (before the base, or billions of ticks after it).
+// cell returns the cell that holds the time at; not ok where no cell can name it
+// (before the base, or billions of ticks after it).
 func (g *grid) cell(at int64) (cell uint32, ok bool) {
 	s := &g.near[uint64(at)>>g.shift%uint64(len(g.near))]
 	if uint64(at)-uint64(s.from) < s.size {
@@ -105,8 +109,9 @@ func (g *grid) bounds(i int, now int64) (first, end uint32) {
 	return first, end
 }
 
-// edges appends to dst, newest first, the cells at which a history must stay split at any time from now on: every slot edge of every
-// window that lies within that window. Whatever lies before the last of them is of no use to any window.
+// edges appends to dst, newest first, the cells at which a history must stay split
+// at any time from now on: every slot edge of every window that lies within that
+// window. Whatever lies before the last of them is of no use to any window.
 func (g *grid) edges(dst []uint32, now int64) []uint32 {
 	for _, slot := range g.slot {
 		newest := floor(now, slot)

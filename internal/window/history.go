@@ -5,10 +5,12 @@ import (
 	"slices"
 )
 
-// A history is the newest cell of a series and the state of the older ones, which are packed into bytes: the oldest in the chunk, if there is one, then
-// those that stand beside the history. The bytes are
-// read backwards, newest cell first, because every question is about the recent past and can stop early; and because
-// then a cell is coded relative to the next newer one, a full line is moved to the end of its chunk by a plain copy.
+// A history is the newest cell of a series and the state of the older ones, which
+// are packed into bytes: the oldest in the chunk, if there is one, then those that
+// stand beside the history. The bytes are read backwards, newest cell first,
+// because every question is about the recent past and can stop early; and because
+// then a cell is coded relative to the next newer one, a full line is moved to the
+// end of its chunk by a plain copy.
 //
 // The zero history is empty: its newest cell lies before any that a window reaches.
 type history struct {
@@ -28,8 +30,8 @@ type record struct {
 }
 
 const (
-	// keepFree is how much of the room beside it a rebuilt history leaves free, or it moves to a chunk: the next cells
-	// would each rebuild it again.
+	// keepFree is how much of the room beside it a rebuilt history leaves free, or
+	// it moves to a chunk: the next cells would each rebuild it again.
 	keepFree = 3
 	// cellBytes is the most that one cell takes.
 	cellBytes = 11
@@ -41,8 +43,9 @@ type cell struct {
 	count uint32
 }
 
-// strides are distances between cells that have a code of their own: the slots of the longer windows, in ticks. What has been merged lies mostly
-// one slot apart. Unused ones are 0.
+// strides are distances between cells that have a code of their own: the slots of
+// the longer windows, in ticks. What has been merged lies mostly one slot apart.
+// Unused ones are 0.
 type strides [strideCodes]uint32
 
 const (
@@ -51,9 +54,12 @@ const (
 	farCode     = 15
 )
 
-// append packs one cell. The byte that is read first has the code of the distance to the next newer cell in its high half: 0 to 7 for a distance of 1 to 8,
-// 8 to 14 for a stride, 15 for a number that follows (that is: stands before it). In its low half is the count less one, or 15 where
-// the count, less 16, follows after that. So a cell of a busy key usually takes a byte or two. Distance and count are at least 1.
+// append packs one cell. The byte that is read first has the code of the distance
+// to the next newer cell in its high half: 0 to 7 for a distance of 1 to 8, 8 to 14
+// for a stride, 15 for a number that follows (that is: stands before it). In its
+// low half is the count less one, or 15 where the count, less 16, follows after
+// that. So a cell of a busy key usually takes a byte or two. Distance and count are
+// at least 1.
 func (s *strides) append(dst []byte, distance, count uint32) []byte {
 	head := byte(15)
 	if count > 15 {
@@ -73,8 +79,9 @@ func (s *strides) append(dst []byte, distance, count uint32) []byte {
 	return append(dst, head|farCode<<4)
 }
 
-// appendBackward appends a number in groups of seven bits, such that it can be read from its end: the lowest group stands last, and
-// every group but the highest has its top bit set.
+// appendBackward appends a number in groups of seven bits, such that it can be read
+// from its end: the lowest group stands last, and every group but the highest has
+// its top bit set.
 func appendBackward(dst []byte, v uint32) []byte {
 	more := byte(0)
 	for shift := 28; shift > 0; shift -= 7 {
@@ -135,8 +142,9 @@ func (s *strides) last(bytes []byte, newer uint32) (c cell, rest []byte) {
 	return cell{newer - distance, count}, rest
 }
 
-// sum adds to sum the counts of the cells from first to before end, which precede the cell newer. It returns the oldest cell it saw. It does what last does, in
-// one loop: Top goes through the whole table with it.
+// sum adds to sum the counts of the cells from first to before end, which precede
+// the cell newer. It returns the oldest cell it saw. It does what last does, in one
+// loop: Top goes through the whole table with it.
 func (s *strides) sum(bytes []byte, newer, first, end uint32, sum uint64) (uint64, uint32) {
 	at := newer
 	for len(bytes) > 0 {
@@ -193,7 +201,8 @@ func (t *Table) open(r record, at, n uint32, levels *levelSet) {
 	r.last, r.count = at, n
 }
 
-// spill makes room for need bytes in a full history: by moving it to the end of the chunk, or else by rebuilding the history.
+// spill makes room for need bytes in a full history: by moving it to the end of the
+// chunk, or else by rebuilding the history.
 func (t *Table) spill(r record, need int) {
 	if r.class != 0 {
 		chunk := t.arena.bytes(r.class, r.chunk)
@@ -209,8 +218,9 @@ func (t *Table) spill(r record, need int) {
 // lateCells is how many cells back late looks before it rebuilds the history.
 const lateCells = 8
 
-// late counts events in a cell older than the newest. Most late events are late by a little: it unpacks the cells newer than theirs, and packs
-// these again behind it.
+// late counts events in a cell older than the newest. Most late events are late by
+// a little: it unpacks the cells newer than theirs, and packs these again behind
+// it.
 func (t *Table) late(r record, at, n uint32) {
 	strides := &t.grid.strides
 	bytes := r.beside[:r.used]
@@ -270,13 +280,16 @@ func (t *Table) late(r record, at, n uint32) {
 	}
 }
 
-// rebuild writes the history anew: without the cells that no window reaches any more, with those merged that no window needs apart, and with
-// the events of extra (if its count is not 0), whose cell is older than the newest. Then there is room for need bytes.
+// rebuild writes the history anew: without the cells that no window reaches any
+// more, with those merged that no window needs apart, and with the events of extra
+// (if its count is not 0), whose cell is older than the newest. Then there is room
+// for need bytes.
 func (t *Table) rebuild(r record, extra cell, need int) {
 	t.merge(r, extra, t.edges(), t.unborn)
 	t.pack(r.last)
 	if len(t.packed) > sizes[len(sizes)-1]-lineBytes {
-		// Thousands of cells after now: the caller does not advance the table, or a clock is far ahead. Take the key's newest event as now.
+		// Thousands of cells after now: the caller does not advance the table, or a
+		// clock is far ahead. Take the key's newest event as now.
 		now := t.grid.time(r.last)
 		t.merge(r, extra, t.grid.edges(nil, now), r.last)
 		t.pack(r.last)
@@ -291,8 +304,9 @@ func (t *Table) rebuild(r record, extra cell, need int) {
 	r.used = 0
 }
 
-// merge collects the cells of a history in t.cells, newest first. All between two edges become one, named by the lower edge. Edges are those of grid.edges; cells from
-// unborn on are newer, and stay as they are.
+// merge collects the cells of a history in t.cells, newest first. All between two
+// edges become one, named by the lower edge. Edges are those of grid.edges; cells
+// from unborn on are newer, and stay as they are.
 func (t *Table) merge(r record, extra cell, edges []uint32, unborn uint32) {
 	t.cells = t.cells[:0]
 	put := func(c cell) (useful bool) {
@@ -336,7 +350,8 @@ func (t *Table) pack(newest uint32) {
 	}
 }
 
-// fit gives the line a chunk that has room for a history of n bytes and for some time to come, and is not much too large.
+// fit gives the line a chunk that has room for a history of n bytes and for some
+// time to come, and is not much too large.
 func (t *Table) fit(r record, n int) {
 	want := n + max(n/4, lineBytes+lineBytes/2)
 	if r.class != 0 {

@@ -6,11 +6,13 @@ import (
 	"unsafe"
 )
 
-// The index finds the line of a key. It is a hash table with linear probing. With many keys it is cut into shards by the high bits of the hash, so that
-// growing one copies a few thousand slots at most.
+// The index finds the line of a key. It is a hash table with linear probing. With
+// many keys it is cut into shards by the high bits of the hash, so that growing one
+// copies a few thousand slots at most.
 //
-// A slot is 32 bits of the hash and the number of the line plus one; 0 is free. A shard has any number of slots, and the hash is
-// scaled to it by a multiplication: it can grow by half instead of doubling.
+// A slot is 32 bits of the hash and the number of the line plus one; 0 is free. A
+// shard has any number of slots, and the hash is scaled to it by a multiplication:
+// it can grow by half instead of doubling.
 type index struct {
 	shards   []shard // 1<<bits
 	bits     int
@@ -41,8 +43,9 @@ func newIndex(maxKeys int) index {
 
 func (x *index) bytes() int { return x.slots*8 + len(x.shards)*int(unsafe.Sizeof(shard{})) }
 
-// hash is two rounds of multiply and fold, over a key and whatever else tells lines apart. The seed is drawn for each index: whoever chooses the
-// addresses cannot choose the collisions.
+// hash is two rounds of multiply and fold, over a key and whatever else tells lines
+// apart. The seed is drawn for each index: whoever chooses the addresses cannot
+// choose the collisions.
 func (x *index) hash(k *Key, by uint64) uint64 {
 	hi, lo := bits.Mul64(k.Hi^x.seed[0], k.Lo^x.seed[1])
 	by |= uint64(k.Tag) << 32
@@ -119,7 +122,8 @@ func (x *index) remove(hash uint64, number uint32) {
 		if slot == 0 {
 			break
 		}
-		// It may fill the hole unless its home lies behind the hole, seen in the direction of the search.
+		// It may fill the hole unless its home lies behind the hole, seen in the
+		// direction of the search.
 		if behind(s.home(slot>>32), i, n) >= behind(hole, i, n) {
 			s.slots[hole] = slot
 			hole = i

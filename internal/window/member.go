@@ -11,8 +11,10 @@ const (
 	anyone                             // in a search: whoever it is
 )
 
-// A member has two gauges for each key: one that is shown, and one that is being prepared to be shown in its stead (a new census while the last one
-// is still in use). A gauge is emptied for all keys at once by giving it a new generation: what is of an older one is 0.
+// A member has two gauges for each key: one that is shown, and one that is being
+// prepared to be shown in its stead (a new census while the last one is still in
+// use). A gauge is emptied for all keys at once by giving it a new generation: what
+// is of an older one is 0.
 type member struct {
 	gen   [2]uint16
 	shown uint8
@@ -20,7 +22,8 @@ type member struct {
 	lines int     // keys and shares that are its
 }
 
-// A gauge is what a key holds. Of a total (the line's owner is several) only v[0] is used: the sum of what its members show.
+// A gauge is what a key holds. Of a total (the line's owner is several) only v[0]
+// is used: the sum of what its members show.
 type gauge struct {
 	v      [2]int32
 	gen    [2]uint16
@@ -105,7 +108,8 @@ func (t *Table) Clear(m Member, which uint8) {
 	one.short[which] = false
 }
 
-// Show makes one of a member's two gauges the one that is shown, and calls fn with each key that may thereby have reached a level.
+// Show makes one of a member's two gauges the one that is shown, and calls fn with
+// each key that may thereby have reached a level.
 func (t *Table) Show(m Member, which uint8, fn func(Key, Hot)) {
 	one := &t.members[m]
 	if which == one.shown {
@@ -153,8 +157,9 @@ func (t *Table) adjust(m Member, by func(*gauge) int32) {
 	}
 }
 
-// meet is called when a second member comes to a key: the line becomes the total, and what it holds the share of its owner too. Where the owner's part has
-// expired the newcomer simply takes the line over.
+// meet is called when a second member comes to a key: the line becomes the total,
+// and what it holds the share of its owner too. Where the owner's part has expired
+// the newcomer simply takes the line over.
 func (t *Table) meet(p place, newcomer Member) {
 	l, g := p.line(), p.gauge()
 	if t.idle(p) {
@@ -206,7 +211,8 @@ func (t *Table) announce(k *Key) bool {
 	return true
 }
 
-// idle reports whether a line has nothing that counts any more. The total of a key that has shares left is not idle.
+// idle reports whether a line has nothing that counts any more. The total of a key
+// that has shares left is not idle.
 func (t *Table) idle(p place) bool {
 	l, g := p.line(), p.gauge()
 	if l.last >= t.oldest {

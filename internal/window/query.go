@@ -10,8 +10,9 @@ import (
 // A Query is a window as it stands at a time. It is valid until the table is next changed.
 type Query struct{ first, end uint32 } // cells; the zero Query has none
 
-// At returns a window at now. The window must be a registered one: another is a mistake in the program, and panics. A
-// time before the last Advance is taken as that.
+// At returns a window at now. The window must be a registered one: another is a
+// mistake in the program, and panics. A time before the last Advance is taken as
+// that.
 func (t *Table) At(window time.Duration, now int64) Query {
 	i := slices.Index(t.windows, window)
 	if i < 0 {
@@ -40,7 +41,8 @@ func (t *Table) MemberCount(k Key, m Member, s Series, q Query) uint64 {
 	return 0
 }
 
-// Gauge returns what all members together show for a key. It is negative where a member's beginning came later than its end.
+// Gauge returns what all members together show for a key. It is negative where a
+// member's beginning came later than its end.
 func (t *Table) Gauge(k Key) int32 {
 	if number, ok := t.keys.find(&k, anyone, t.keys.hash(&k, 0)); ok {
 		return t.held(t.keys.at(number))

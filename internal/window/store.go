@@ -4,8 +4,9 @@ import "unsafe"
 
 // A store is a dense set of lines with an index.
 //
-// The line is what every event of the first series touches. The parts beside it stand in arrays of their own, so that they cost nothing where they are not
-// used, and are fetched at the same time as the line where they are.
+// The line is what every event of the first series touches. The parts beside it
+// stand in arrays of their own, so that they cost nothing where they are not used,
+// and are fetched at the same time as the line where they are.
 type store struct {
 	index  index
 	blocks []*block
@@ -64,7 +65,8 @@ func (s *store) at(number uint32) place {
 func (p place) line() *line   { return &p.lines[p.i] }
 func (p place) gauge() *gauge { return &p.gauges[p.i] }
 
-// series returns a history, which is empty where it was never used; ok is false where there is none yet.
+// series returns a history, which is empty where it was never used; ok is false
+// where there is none yet.
 func (p place) series(s Series) (r record, ok bool) {
 	if s == 0 {
 		l := p.line()
@@ -147,7 +149,8 @@ func (s *store) put(number uint32, k *Key, owner Member, hash uint64) {
 	s.index.put(hash, number)
 }
 
-// remove takes a line out; the last line takes its place. What the line held in the arena must have been freed.
+// remove takes a line out; the last line takes its place. What the line held in the
+// arena must have been freed.
 func (s *store) remove(number uint32) {
 	s.index.remove(s.hashOf(s.line(number)), number)
 	s.n--
@@ -169,7 +172,8 @@ func (s *store) remove(number uint32) {
 	if q.tails != nil {
 		q.tails[q.i] = tail{}
 	}
-	// One block more than needed stays, so that a key that comes and goes does not cost a block each time.
+	// One block more than needed stays, so that a key that comes and goes does not
+	// cost a block each time.
 	if spare := s.n/blockLines + 2; spare < len(s.blocks) {
 		clear(s.blocks[spare:])
 		s.blocks = s.blocks[:spare]
@@ -180,7 +184,8 @@ func (s *store) remove(number uint32) {
 	s.fitIndex()
 }
 
-// fitIndex cuts the index in as many shards as a full store needs once a single one gets too large, or makes it one again.
+// fitIndex cuts the index in as many shards as a full store needs once a single one
+// gets too large, or makes it one again.
 func (s *store) fitIndex() {
 	switch x := &s.index; {
 	case x.bits == 0 && s.n > keysPerShard && x.fullBits > 0:

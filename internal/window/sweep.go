@@ -10,13 +10,15 @@ const (
 	// A round through all lines takes a quarter of the longest window, within these bounds.
 	minRound = 2 * time.Second
 	maxRound = time.Minute
-	// maxVisits bounds the lines visited in one call: some 100 µs. What is due beyond is left to the next.
+	// maxVisits bounds the lines visited in one call: some 100 µs. What is due
+	// beyond is left to the next.
 	maxVisits = 1 << 15
 	// settleCost is how many visits settling a history counts for.
 	settleCost = 64
 )
 
-// Advance says that it is now: counts move on, expired keys are reclaimed a few at a time. It is cheap, and meant to be called with every batch of events, before
+// Advance says that it is now: counts move on, expired keys are reclaimed a few at
+// a time. It is cheap, and meant to be called with every batch of events, before
 // they are added. A time before the last one is taken as the last one.
 func (t *Table) Advance(now int64) {
 	if !t.started {
@@ -53,7 +55,8 @@ func (t *Table) pass() {
 		t.unborn = min(t.unborn, end)
 		t.turn = min(t.turn, floor(t.now, slot)+slot)
 	}
-	// Not always the longest window's: one that is hardly shorter may have lost less of its oldest slot.
+	// Not always the longest window's: one that is hardly shorter may have lost
+	// less of its oldest slot.
 	t.oldest = slices.Min(t.first)
 }
 
@@ -99,9 +102,11 @@ func (t *Table) tidy() {
 	if due < 1 && waited < round {
 		return
 	}
-	// Who has not been counted for a round is idle, and his history can be merged: he does not do it himself.
+	// Who has not been counted for a round is idle, and his history can be merged:
+	// he does not do it himself.
 	idle, _ := t.grid.ticks(t.now - round)
-	// Keys and shares in proportion to their numbers, shares first: a total goes when its shares have gone.
+	// Keys and shares in proportion to their numbers, shares first: a total goes
+	// when its shares have gone.
 	t.balance += int(due) * t.shares.n
 	shares := t.balance / max(lines, 1)
 	t.balance -= shares * lines

@@ -7,13 +7,15 @@ import (
 	"time"
 )
 
-// A Key says what is counted: 128 bits, an address say, and a tag of the caller's, such as where the address means something.
+// A Key says what is counted: 128 bits, an address say, and a tag of the caller's,
+// such as where the address means something.
 type Key struct {
 	Hi, Lo uint64
 	Tag    uint16
 }
 
-// A Series is one of the counts that a key has. The first is kept in the key's own line and costs the least.
+// A Series is one of the counts that a key has. The first is kept in the key's own
+// line and costs the least.
 type Series uint8
 
 // NumSeries is the number of series.
@@ -22,7 +24,8 @@ const NumSeries Series = 3
 // Bit is the series as a bit of [Event.Series].
 func (s Series) Bit() uint8 { return 1 << s }
 
-// A Level is a number of events within a window that the caller wants to hear of: of a member, or in total.
+// A Level is a number of events within a window that the caller wants to hear of:
+// of a member, or in total.
 type Level struct {
 	Series  Series
 	Members bool // each member's count; otherwise the total
@@ -32,13 +35,16 @@ type Level struct {
 
 // Config says what a table keeps.
 type Config struct {
-	// Windows are the windows that can be asked for: each from 1 s to 1 h, a multiple of 20 ms, at most 32 of them.
+	// Windows are the windows that can be asked for: each from 1 s to 1 h, a
+	// multiple of 20 ms, at most 32 of them.
 	Windows []time.Duration
-	// Levels decide which events are reported as hot. Each names one of Windows and a count of at least 1.
+	// Levels decide which events are reported as hot. Each names one of Windows and
+	// a count of at least 1.
 	Levels []Level
 	// GaugeTotal and GaugeMember are the same for gauges: the smallest value to hear of; 0: none.
 	GaugeTotal, GaugeMember uint32
-	// MaxKeys bounds the number of keys, and that of the lines for their members; 0 means DefaultMaxKeys.
+	// MaxKeys bounds the number of keys, and that of the lines for their members; 0
+	// means DefaultMaxKeys.
 	MaxKeys int
 }
 
@@ -63,8 +69,8 @@ type Event struct {
 	Gauge  [2]int8 // by how much it changes the member's two gauges
 }
 
-// Hot says that an event may have brought its key to a level. It never fails to when a level has been reached, and seldom speaks
-// when none has.
+// Hot says that an event may have brought its key to a level. It never fails to
+// when a level has been reached, and seldom speaks when none has.
 type Hot struct {
 	Event  int    // its index among those added
 	Series Series // NumSeries: the gauge
@@ -115,7 +121,8 @@ type Table struct {
 	fetched uint32 // keeps the reads of fetch, which nothing else needs, from being left out
 }
 
-// What a history's levels are: those of totals, of members, or of both, where they are the same history.
+// What a history's levels are: those of totals, of members, or of both, where they
+// are the same history.
 const (
 	total = iota
 	each

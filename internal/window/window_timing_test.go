@@ -85,7 +85,8 @@ func BenchmarkAdd(b *testing.B) {
 	}
 }
 
-// BenchmarkDisorder: each batch is as late as firewalls are among each other, or as a ring that is flushed after an outage.
+// BenchmarkDisorder: each batch is as late as firewalls are among each other, or as
+// a ring that is flushed after an outage.
 func BenchmarkDisorder(b *testing.B) {
 	for _, late := range []time.Duration{0, 20 * time.Millisecond, 30 * time.Second} {
 		b.Run(late.String(), func(b *testing.B) {

@@ -9,8 +9,9 @@ import (
 	"github.com/ctfleet/ctfleet/internal/lab"
 )
 
-// New builds the lab and closes it when the test ends. Where the process may not create network namespaces, the test
-// is skipped with the reason, or fails when CTFLEET_REQUIRE_KERNEL=1.
+// New builds the lab and closes it when the test ends. Where the process may not
+// create network namespaces, the test is skipped with the reason, or fails when
+// CTFLEET_REQUIRE_KERNEL=1.
 func New(t testing.TB, spec lab.Spec) *lab.Lab {
 	t.Helper()
 	Require(t)
@@ -26,8 +27,8 @@ func New(t testing.TB, spec lab.Spec) *lab.Lab {
 	return l
 }
 
-// Require skips the test, or fails it when CTFLEET_REQUIRE_KERNEL=1, where this process may not create network
-// namespaces.
+// Require skips the test, or fails it when CTFLEET_REQUIRE_KERNEL=1, where this
+// process may not create network namespaces.
 func Require(t testing.TB) {
 	t.Helper()
 	ns, err := host.NewNamespace()
