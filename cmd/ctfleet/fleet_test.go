@@ -165,5 +165,6 @@ const fleetPolicy = `mode: enforce
 policies:
   - rule: new-flows-by-source
     action: flush
+    unanswered: delete
 allowlist: [198.18.200.0/24]
 `

@@ -24,6 +24,7 @@ type flushCmd struct {
 	Firewall []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
 	Realm    string   `placeholder:"NAME" help:"Whose entries are meant (default: the realm default; with --firewall, each one's own). A conntrack zone is a realm of its own: default_z7."`
 	By       string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
+	Unanswered bool   `help:"Only entries that have had no answer."`
 	DryRun   bool     `help:"Count what would be deleted and delete nothing."`
 	Reason   string   `placeholder:"TEXT" help:"Why: kept in the audit."`
 	Yes      bool     `short:"y" env:"-" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
@@ -66,7 +67,7 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	run := func(dry bool) (string, []events.Receipt) {
 		id := strings.ToLower(rand.Text())
 		return id, c.command(ctx, conn, firewalls, events.Command{
-			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Realm: c.Realm, Addresses: addresses, By: c.By, DryRun: dry,
+			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Realm: c.Realm, Addresses: addresses, By: c.By, DryRun: dry, Unanswered: c.Unanswered,
 		})
 	}
 	if !c.DryRun && !c.Yes {

@@ -11,10 +11,28 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// RefusedOffloaded is the reason for entries that the kernel does not let go
-// (EBUSY): they are offloaded to a flowtable, and the kernel lacks commit
-// 9b7c68b3911a.
-const RefusedOffloaded = "offloaded"
+// Reasons why entries that matched stay.
+const (
+	// RefusedOffloaded: the kernel does not let go of them (EBUSY). They are
+	// offloaded to a flowtable, and the kernel lacks commit 9b7c68b3911a.
+	RefusedOffloaded = "offloaded"
+	// RefusedFew and RefusedUnanswered: the [Claim] does not hold.
+	RefusedFew        = "too-few-entries"
+	RefusedUnanswered = "never-answered"
+)
+
+// Claim is what must hold in the table before the first entry is deleted. Who
+// asks for a flush has heard of the flows from others, who may have made them up.
+type Claim struct {
+	Least uint64 // so many entries match; at most MaxHeld
+	// Answered: one of those that match has had an answer. The source of flows
+	// without any may be forged. A source of whose first MaxHeld entries, in the
+	// order of the table, which is random, none was answered counts as one.
+	Answered bool
+}
+
+// MaxHeld is how many entries are held back at most until a claim holds.
+const MaxHeld = 4096
 
 // FlushOptions qualify a flush.
 type FlushOptions struct {
@@ -23,6 +41,9 @@ type FlushOptions struct {
 	// Keep is asked about every entry that matches and returns why it must
 	// stay, or "" when it may go. Nil lets all go.
 	Keep func(*events.Event) (reason string)
+
+	// Claim must hold, or all entries stay.
+	Claim Claim
 
 	// Pressure is the [Reader.Pressure] of whoever listens to this table: the
 	// deletes are paced so that their own DESTROY events keep its buffer under
@@ -36,7 +57,7 @@ type FlushResult struct {
 	Matched  uint64
 	Deleted  uint64
 	Gone     uint64            // ended by themselves before their turn came
-	Refused  map[string]uint64 // by reason: Keep's, or RefusedOffloaded
+	Refused  map[string]uint64 // by reason: Keep's, or one of ours
 	Duration time.Duration     // of scan and deletes
 }
 
@@ -67,8 +88,11 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	}
 	contains := m.compile()
 	c.batch.reset()
+	holds, answered := opt.Claim == Claim{}, false
 	one := func(e *events.Event) error {
 		res.Matched++
+		answered = answered || e.Replied()
+		holds = holds || res.Matched >= opt.Claim.Least && (answered || !opt.Claim.Answered)
 		if opt.Keep != nil {
 			if reason := opt.Keep(e); reason != "" {
 				res.Refused[reason]++
@@ -79,7 +103,10 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 			return nil
 		}
 		c.batch.add(e)
-		if len(c.batch.ends) < maxBatch {
+		switch {
+		case !holds && len(c.batch.ends) == MaxHeld:
+			return errClaim
+		case !holds || len(c.batch.ends) < maxBatch:
 			return nil
 		}
 		return c.delete(ctx, opt, res)
@@ -95,10 +122,32 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 		}
 		return nil
 	}, m.selection())
+	if errors.Is(err, errClaim) {
+		err = nil
+	}
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		return err
 	}
+	if !holds && res.Matched > 0 {
+		opt.Claim.refuse(&c.batch, opt.DryRun, res)
+	}
 	return errors.Join(err, c.delete(ctx, opt, res))
+}
+
+// errClaim ends a scan whose claim does not hold.
+var errClaim = errors.New("the claim does not hold")
+
+// refuse lets all entries stay that were held back.
+func (cl *Claim) refuse(held *batch, dryRun bool, res *FlushResult) {
+	if dryRun {
+		return // which says what matches, whatever would come of it
+	}
+	reason := RefusedUnanswered
+	if res.Matched < cl.Least {
+		reason = RefusedFew
+	}
+	res.Refused[reason] += uint64(len(held.ends))
+	held.reset()
 }
 
 // selection is the request for the smallest part of the table that the kernel
@@ -142,7 +191,7 @@ func (c *Conn) delete(ctx context.Context, opt FlushOptions, res *FlushResult) e
 	defer b.reset()
 	from := 0
 	for sent := 0; sent < len(b.ends); {
-		n, err := pace(ctx, opt.Pressure, len(b.ends)-sent)
+		n, err := pace(ctx, opt.Pressure, min(len(b.ends)-sent, maxBatch))
 		if err != nil {
 			return err
 		}

@@ -382,3 +382,54 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// TestFlushHoldsBackUntilTheClaimHolds: nothing is deleted of an address that holds
+// too little, or whose flows were never answered.
+func TestFlushHoldsBackUntilTheClaimHolds(t *testing.T) {
+	fw := firewall(t, lab.FirewallSpec{})
+	c := dial(t, fw.NS)
+	const silent, forged = 60, MaxHeld + 1000
+	answered := udp(client4, 1)
+	answered.First, answered.Answer = silent, true
+	fill := func() {
+		t.Helper()
+		flood(t, fw, udp(client4, silent))
+		flood(t, fw, answered)
+	}
+	fill()
+	flood(t, fw, udp(other4, forged))
+	unanswered := bySrc(client4)
+	unanswered.Unanswered = true
+	both := bySrc(client4, other4) // in one scan of the whole table
+	for _, step := range []struct {
+		what          string
+		match         Match
+		claim         Claim
+		dry           bool
+		deleted, held uint64
+		reason        string
+	}{
+		{"a dry run says what matches", bySrc(client4), Claim{Least: 1000}, true, 0, 0, ""},
+		{"too few", bySrc(client4), Claim{Least: silent + 2}, false, 0, silent + 1, RefusedFew},
+		{"too few without an answer", unanswered, Claim{Least: silent + 1}, false, 0, silent, RefusedFew},
+		{"nobody", bySrc(netip.MustParsePrefix("198.18.0.99/32")), Claim{Least: 50, Answered: true}, false, 0, 0, ""},
+		{"never answered", bySrc(other4), Claim{Least: 50, Answered: true}, false, 0, MaxHeld, RefusedUnanswered},
+		{"unanswered ones", unanswered, Claim{Least: silent}, false, silent, 0, ""},
+		{"the answered one is too few now", bySrc(client4), Claim{Least: 2, Answered: true}, false, 0, 1, RefusedFew},
+		{"the answered one", bySrc(client4), Claim{Least: 1, Answered: true}, false, 1, 0, ""},
+		{"never answered, unasked", both, Claim{Least: MaxHeld}, false, forged, 0, ""},
+	} {
+		res := flush(t, dial(t, fw.NS), step.match, FlushOptions{Claim: step.claim, DryRun: step.dry})
+		if res.Deleted != step.deleted || res.Refused[step.reason] != step.held || step.reason == "" && len(res.Refused) > 0 {
+			t.Errorf("%s: %+v", step.what, res)
+		}
+	}
+	if left := entries(t, c); len(left) != 0 {
+		t.Errorf("%d entries are left", len(left))
+	}
+	// One answered flow among them, wherever the scan meets it.
+	fill()
+	if res := flush(t, dial(t, fw.NS), bySrc(client4), FlushOptions{Claim: Claim{Least: 50, Answered: true}}); res.Deleted != silent+1 {
+		t.Errorf("one is answered: %+v", res)
+	}
+}

@@ -18,6 +18,8 @@ type Match struct {
 	By       string         // events.BySrc, ByDst or ByEither
 	AnyZone  bool           // match in every zone
 	Zone     uint16         // otherwise in this one, which is 0 where nobody uses zones
+	// Unanswered: only entries that have had no answer.
+	Unanswered bool
 }
 
 // Validate refuses what selects nothing or is not what it seems. How wide a
@@ -57,7 +59,7 @@ func (m *Match) Contains(e *events.Event) bool {
 }
 
 func (m *Match) contains(e *events.Event, listed func(netip.Addr) bool) bool {
-	if !m.AnyZone && e.Zone != m.Zone {
+	if !m.AnyZone && e.Zone != m.Zone || m.Unanswered && e.Replied() {
 		return false
 	}
 	switch m.By {

@@ -176,7 +176,7 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 	}
 	p := policy.Default()
 	p.Mode, p.CoolDown = policy.Enforce, 20*time.Second
-	p.Policies = []policy.Policy{{Rule: ruleName, Action: policy.ActionFlush, Where: policy.WhereAlert}}
+	p.Policies = []policy.Policy{{Rule: ruleName, Action: policy.ActionFlush, Where: policy.WhereAlert, Unanswered: policy.UnansweredDelete}} // nobody answers the attacker
 	resp, err := responder.New(p, responder.Dependencies{Bus: inside, Log: s.cfg.Log, Registry: reg})
 	if err != nil {
 		return nil, err

@@ -47,6 +47,8 @@ type Config struct {
 	Protect    []netip.Prefix
 	// MinBits are the widest prefixes that may be flushed.
 	MinBits4, MinBits6 int
+	// MinLocal is how many entries must be here of what an alert's command names.
+	MinLocal uint64
 }
 
 // Default widths.
@@ -161,6 +163,17 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		g.seen[c.ID] = c.Expires
 	}
 	return Verdict{Zone: zone}, prefixes
+}
+
+// Claim says what must hold in this firewall's own table before an allowed command
+// is carried out: so many entries, and that one of them was answered. The counts
+// behind an alert come from other firewalls, one of which may lie; and whoever
+// sends packets may write another's address into them. An operator has looked.
+func (g *Guard) Claim(c *events.Command) (least uint64, answered bool) {
+	if c.Actor == events.ActorOperator && c.Alert == "" {
+		return 0, false
+	}
+	return g.cfg.MinLocal, c.By == events.BySrc && !c.Unanswered
 }
 
 // Keep returns a function that names the reason why one entry of an allowed

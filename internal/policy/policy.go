@@ -31,6 +31,13 @@ const (
 // mechanisms.
 const ActionFlush = "flush"
 
+// What to do about a source none of whose flows was ever answered: it may be
+// forged, and its owner would be the one who suffers.
+const (
+	UnansweredRefuse = "refuse" // the firewall leaves it alone
+	UnansweredDelete = "delete" // only entries without an answer are deleted, whoever's they are
+)
+
 // Where an action applies: to the firewalls that the alert names, or to all of
 // its realm.
 const (
@@ -58,6 +65,8 @@ type Policy struct {
 	Mode   string `yaml:"mode"` // overrides the file's
 	Action string `yaml:"action"`
 	Where  string `yaml:"where"`
+	// Unanswered is UnansweredRefuse unless it says otherwise.
+	Unanswered string `yaml:"unanswered"`
 }
 
 // Default is a file without policies.
@@ -123,6 +132,12 @@ func (f *File) Validate() error {
 		if !slices.Contains([]string{WhereAlert, WhereRealm}, p.Where) {
 			return refuse(path+"where", "policy for %s: where: %q is neither %q nor %q", p.Rule, p.Where, WhereAlert, WhereRealm)
 		}
+		if p.Unanswered == "" {
+			p.Unanswered = UnansweredRefuse
+		}
+		if !slices.Contains([]string{UnansweredRefuse, UnansweredDelete}, p.Unanswered) {
+			return refuse(path+"unanswered", "policy for %s: unanswered: %q is neither %q nor %q", p.Rule, p.Unanswered, UnansweredRefuse, UnansweredDelete)
+		}
 	}
 	return nil
 }
@@ -152,7 +167,9 @@ type Decision struct {
 	Action    string
 	Address   netip.Prefix
 	By        string
-	Firewalls []string // fresh ones, to be commanded
+	// Unanswered: only entries without an answer are meant.
+	Unanswered bool
+	Firewalls  []string // fresh ones, to be commanded
 	Away      []string // in scope, but not heard of lately or at all: cannot be commanded
 }
 
@@ -201,7 +218,7 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if !ok || a.State != events.Firing {
 		return d, false
 	}
-	d = Decision{Mode: e.file.Mode, Action: p.Action, By: events.BySrc}
+	d = Decision{Mode: e.file.Mode, Action: p.Action, By: events.BySrc, Unanswered: p.Unanswered == UnansweredDelete}
 	if p.Mode != "" {
 		d.Mode = p.Mode
 	}

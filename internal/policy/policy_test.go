@@ -143,6 +143,15 @@ func TestModes(t *testing.T) {
 	f(Observe, Enforce, events.OutcomeCommanded, Enforce)
 }
 
+func TestUnanswered(t *testing.T) {
+	for says, want := range map[string]bool{"": false, UnansweredRefuse: false, UnansweredDelete: true} {
+		e := engine(t, func(f *File) { f.Policies[0].Unanswered = says })
+		if d, ok := e.Decide(alert(nil), 0, start, fleet()); !ok || d.Unanswered != want {
+			t.Errorf("unanswered: %q: %+v", says, d)
+		}
+	}
+}
+
 func TestWhere(t *testing.T) {
 	e := engine(t, func(f *File) { f.Policies[0].Where = WhereRealm })
 	d, _ := e.Decide(alert(func(a *events.Alert) { a.Firewalls["fw-unheard"] = 1 }), 0, start, fleet())
@@ -280,7 +289,7 @@ cool_down: 2m
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Mode != Enforce || len(got.Policies) != 2 || got.Policies[0].Where != WhereRealm || got.Policies[1] != (Policy{"other", Observe, ActionFlush, WhereAlert}) ||
+	if got.Mode != Enforce || len(got.Policies) != 2 || got.Policies[0].Where != WhereRealm || got.Policies[1] != (Policy{"other", Observe, ActionFlush, WhereAlert, UnansweredRefuse}) ||
 		len(got.Allowlist) != 2 || got.CoolDown != 2*time.Minute || got.MaxAge != 30*time.Second {
 		t.Errorf("read: %+v", got)
 	}
@@ -313,5 +322,6 @@ cool_down: 2m
 	f("mode: enfroce\n", "policy.yaml", `"enfroce" is neither`)
 	f("cool_down: soon\n", "policy.yaml", `"soon"`)
 	f("cool_down: -1s\n", "policy.yaml", "negative")
+	f("policies:\n  - rule: a\n    unanswered: keep\n", "policy.yaml:3", `unanswered: "keep" is neither "refuse" nor "delete"`)
 	f("policies:\n  - rule: a\n  - rule: a\n", "policy.yaml", "rule a has a policy already")
 }

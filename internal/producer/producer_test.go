@@ -172,7 +172,10 @@ func udp4(source string, first, count int) traffic.Flood {
 func (r *rig) flush(c events.Command) *events.Receipt {
 	r.t.Helper()
 	h := r.p.health(false)
-	c.Verb, c.Firewall, c.Boot, c.Actor = events.VerbFlush, "fw-a", h.Boot, events.ActorOperator
+	c.Verb, c.Firewall, c.Boot = events.VerbFlush, "fw-a", h.Boot
+	if c.Actor == "" {
+		c.Actor = events.ActorOperator
+	}
 	if c.Expires == 0 {
 		c.Expires = h.Sent + int64(10*time.Second)
 	}

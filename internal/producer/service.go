@@ -106,7 +106,7 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: verdict.Reason}), verdict.Text
 		return r, m
 	}
-	m = conntrack.Match{Prefixes: prefixes, By: c.By, Zone: verdict.Zone}
+	m = conntrack.Match{Prefixes: prefixes, By: c.By, Zone: verdict.Zone, Unanswered: c.Unanswered}
 	ctx, cancel := context.WithTimeout(p.life, flushTime)
 	defer cancel()
 	conn, err := conntrack.Dial(p.ns)
@@ -121,8 +121,11 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 		return r, m
 	}
 	r.TableBefore = before.Count
+	var claim conntrack.Claim
+	claim.Least, claim.Answered = p.guard.Claim(c)
 	res, err := conn.Flush(ctx, m, conntrack.FlushOptions{
 		DryRun: c.DryRun,
+		Claim:  claim,
 		Keep:   p.guard.Keep(c.By),
 		// A flush must not lose its own DESTROY events.
 		Pressure: p.reader.Pressure,

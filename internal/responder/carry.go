@@ -97,7 +97,7 @@ func (r *Responder) commands(a *events.Alert, d policy.Decision) []*events.Comma
 			Verb: events.VerbFlush, Firewall: name, Realm: a.Realm, Boot: s.health.Boot,
 			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
 			Actor:   events.ActorResponder, Reason: d.Reason, Alert: a.ID, Rule: a.Rule,
-			Addresses: []string{a.Key}, By: d.By,
+			Addresses: []string{a.Key}, By: d.By, Unanswered: d.Unanswered,
 		})
 	}
 	slices.SortFunc(out, func(a, b *events.Command) int { return strings.Compare(a.Firewall, b.Firewall) })
