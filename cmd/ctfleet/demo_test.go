@@ -50,6 +50,7 @@ func requireLab(t *testing.T) {
 }
 
 func testDemo(t *testing.T, c call) {
+	program(t, "ctfleet") // built before time is taken
 	begin := time.Now()
 	p := c.start(t, "ctfleet", "demo", "--duration", "15s", "-o", "json")
 	nats := p.says(&p.stderr, `--nats-url (nats://[0-9.:]+)`)

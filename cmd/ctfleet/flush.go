@@ -20,14 +20,14 @@ import (
 
 type flushCmd struct {
 	client
-	Address  string   `arg:"" help:"An address or a prefix."`
-	Firewall []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
-	Realm    string   `placeholder:"NAME" help:"Whose entries are meant (default: the realm default; with --firewall, each one's own). A conntrack zone is a realm of its own: default_z7."`
-	By       string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
-	Unanswered bool   `help:"Only entries that have had no answer."`
-	DryRun   bool     `help:"Count what would be deleted and delete nothing."`
-	Reason   string   `placeholder:"TEXT" help:"Why: kept in the audit."`
-	Yes      bool     `short:"y" env:"-" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
+	Address    string   `arg:"" help:"An address or a prefix."`
+	Firewall   []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
+	Realm      string   `placeholder:"NAME" help:"Whose entries are meant (default: the realm default; with --firewall, each one's own). A conntrack zone is a realm of its own: default_z7."`
+	By         string   `enum:"src,dst,either" default:"src" help:"Match the original source, destination, or either (${default})."`
+	Unanswered bool     `help:"Only entries that have had no answer."`
+	DryRun     bool     `help:"Count what would be deleted and delete nothing."`
+	Reason     string   `placeholder:"TEXT" help:"Why: kept in the audit."`
+	Yes        bool     `short:"y" env:"-" help:"Do not ask. Without it, a terminal shows the dry run first and asks; without a terminal it is needed."`
 }
 
 // flushLife is how long a command may be carried out, and how long its answer

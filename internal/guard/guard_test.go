@@ -316,3 +316,24 @@ func TestNothingIsDeletedBeforeTheHostIsKnown(t *testing.T) {
 		t.Errorf("after: %+v", v)
 	}
 }
+
+// TestClaimIsAskedForWhereNobodyLooked: an operator's own command needs none.
+func TestClaimIsAskedForWhereNobodyLooked(t *testing.T) {
+	c := config()
+	c.MinLocal = 50
+	g := newGuard(c)
+	f := func(what string, least uint64, answered bool, change func(*events.Command)) {
+		t.Helper()
+		if l, a := g.Claim(command(change)); l != least || a != answered {
+			t.Errorf("%s: at least %d, answered %t, want %d, %t", what, l, a, least, answered)
+		}
+	}
+	f("nobody's", 50, true, nil)
+	f("an operator's", 0, false, func(c *events.Command) { c.Actor = events.ActorOperator })
+	f("an operator's, for an alert", 50, true, func(c *events.Command) { c.Actor, c.Alert = events.ActorOperator, "a" })
+	f("the responder's", 50, true, func(c *events.Command) { c.Actor, c.Alert = events.ActorResponder, "a" })
+	f("the responder's, without an alert", 50, true, func(c *events.Command) { c.Actor = events.ActorResponder })
+	f("flows without an answer", 50, false, func(c *events.Command) { c.Actor, c.Unanswered = events.ActorResponder, true })
+	f("by destination", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByDst })
+	f("by either", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByEither })
+}

@@ -161,16 +161,16 @@ type Firewall struct {
 
 // Decision is what to do about an alert.
 type Decision struct {
-	Outcome   string // events.Outcome…
-	Reason    string
-	Mode      string
-	Action    string
-	Address   netip.Prefix
-	By        string
+	Outcome string // events.Outcome…
+	Reason  string
+	Mode    string
+	Action  string
+	Address netip.Prefix
+	By      string
 	// Unanswered: only entries without an answer are meant.
 	Unanswered bool
 	Firewalls  []string // fresh ones, to be commanded
-	Away      []string // in scope, but not heard of lately or at all: cannot be commanded
+	Away       []string // in scope, but not heard of lately or at all: cannot be commanded
 }
 
 // Engine applies a file and remembers the cool-downs. It is not safe for

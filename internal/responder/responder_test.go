@@ -32,7 +32,7 @@ func TestEnforce(t *testing.T) {
 		!slices.Equal(d.Firewalls, []string{"fw-a", "fw-b"}) || len(d.Commands) != 2 || d.Commands[0] != c.ID {
 		t.Errorf("decision: %+v", d)
 	}
-	if c.Actor != events.ActorResponder || c.Alert != "a1" || c.Rule != "flood" || c.By != events.BySrc || !slices.Equal(c.Addresses, []string{"198.18.0.1"}) || !strings.Contains(c.Reason, "opened 200 flows") {
+	if c.Actor != events.ActorResponder || c.Alert != "a1" || c.Rule != "flood" || c.By != events.BySrc || !c.Unanswered || !slices.Equal(c.Addresses, []string{"198.18.0.1"}) || !strings.Contains(c.Reason, "opened 200 flows") {
 		t.Errorf("command: %+v", c)
 	}
 	if r.commands("fw-b")[0].ID == c.ID {

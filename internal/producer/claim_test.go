@@ -1,0 +1,47 @@
+package producer
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// TestClaim: what an alert says of an address must be true of this table, too, or
+// its command does nothing here. An operator's does.
+func TestClaim(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true, MinLocal: 50})
+	few, forged, answered := "198.18.0.1", "198.18.0.2", "198.18.0.3"
+	r.flood(udp4(few+"/32", 0, 49))
+	r.flood(udp4(forged+"/32", 0, 60))
+	f := udp4(answered+"/32", 0, 60)
+	f.Answer = true
+	r.flood(f)
+	r.until("all flows", func() bool { return r.new == 49+60+60 })
+	n := 0
+	is := func(what string, c events.Command, deleted uint64, refused string) {
+		t.Helper()
+		n++
+		c.ID = fmt.Sprint("c", n)
+		rec := r.flush(c)
+		why := ""
+		if len(rec.Refused) > 0 {
+			why = rec.Refused[0].Reason
+		}
+		if rec.Error != "" || rec.Deleted != deleted || why != refused {
+			t.Errorf("%s: %+v, want %d deleted, refused %q", what, rec, deleted, refused)
+		}
+	}
+	alert := func(address string, unanswered bool) events.Command {
+		return events.Command{Actor: events.ActorResponder, Alert: "a", Addresses: []string{address}, Unanswered: unanswered}
+	}
+	is("an address framed by another firewall", alert(few, false), 0, conntrack.RefusedFew)
+	is("the same, flows without an answer", alert(few, true), 0, conntrack.RefusedFew)
+	is("a forged source", alert(forged, false), 0, conntrack.RefusedUnanswered)
+	is("an operator who passes an alert on", events.Command{Alert: "a", Addresses: []string{forged}}, 0, conntrack.RefusedUnanswered)
+	is("a forged source, flows without an answer", alert(forged, true), 60, "")
+	is("a real one, flows without an answer", alert(answered, true), 0, "")
+	is("a real one", alert(answered, false), 60, "")
+	is("an operator", events.Command{Addresses: []string{few}}, 49, "")
+}
