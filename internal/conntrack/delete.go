@@ -25,8 +25,9 @@ const (
 // asks for a flush has heard of the flows from others, who may have made them up.
 type Claim struct {
 	Least uint64 // so many entries match; at most MaxHeld
-	// Answered: one of those that match has had an answer. The source of flows
-	// without any may be forged. A source of whose first MaxHeld entries, in the
+	// Answered: one of those that match has had an answer (see
+	// [events.Event.Answered]). The source of flows without any may be forged. A
+	// source of whose first MaxHeld entries, in the
 	// order of the table, which is random, none was answered counts as one.
 	Answered bool
 }
@@ -91,7 +92,7 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	holds, answered := opt.Claim == Claim{}, false
 	one := func(e *events.Event) error {
 		res.Matched++
-		answered = answered || e.Replied()
+		answered = answered || e.Answered()
 		holds = holds || res.Matched >= opt.Claim.Least && (answered || !opt.Claim.Answered)
 		if opt.Keep != nil {
 			if reason := opt.Keep(e); reason != "" {

@@ -18,7 +18,7 @@ type Match struct {
 	By       string         // events.BySrc, ByDst or ByEither
 	AnyZone  bool           // match in every zone
 	Zone     uint16         // otherwise in this one, which is 0 where nobody uses zones
-	// Unanswered: only entries that have had no answer.
+	// Unanswered: only entries that have had no answer, see [events.Event.Answered].
 	Unanswered bool
 }
 
@@ -59,7 +59,7 @@ func (m *Match) Contains(e *events.Event) bool {
 }
 
 func (m *Match) contains(e *events.Event, listed func(netip.Addr) bool) bool {
-	if !m.AnyZone && e.Zone != m.Zone || m.Unanswered && e.Replied() {
+	if !m.AnyZone && e.Zone != m.Zone || m.Unanswered && e.Answered() {
 		return false
 	}
 	switch m.By {

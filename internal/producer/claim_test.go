@@ -2,9 +2,12 @@ package producer
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -12,13 +15,15 @@ import (
 // its command does nothing here. An operator's does.
 func TestClaim(t *testing.T) {
 	r := newRig(t, Options{AllowFlush: true, MinLocal: 50})
-	few, forged, answered := "198.18.0.1", "198.18.0.2", "198.18.0.3"
+	few, forged, answered, halfOpen := "198.18.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.4"
 	r.flood(udp4(few+"/32", 0, 49))
 	r.flood(udp4(forged+"/32", 0, 60))
 	f := udp4(answered+"/32", 0, 60)
 	f.Answer = true
 	r.flood(f)
-	r.until("all flows", func() bool { return r.new == 49+60+60 })
+	f.Protocol, f.Sources, f.Port = 6, netip.MustParsePrefix(halfOpen+"/32"), 443 // a SYN and the server's answer to it
+	r.flood(f)
+	r.until("all flows", func() bool { return r.new == 49+60+60+60 })
 	n := 0
 	is := func(what string, c events.Command, deleted uint64, refused string) {
 		t.Helper()
@@ -39,9 +44,24 @@ func TestClaim(t *testing.T) {
 	is("an address framed by another firewall", alert(few, false), 0, conntrack.RefusedFew)
 	is("the same, flows without an answer", alert(few, true), 0, conntrack.RefusedFew)
 	is("a forged source", alert(forged, false), 0, conntrack.RefusedUnanswered)
+	is("a forged source that a server answers", alert(halfOpen, false), 0, conntrack.RefusedUnanswered)
+	is("the same, handshakes that were not completed", alert(halfOpen, true), 60, "")
 	is("an operator who passes an alert on", events.Command{Alert: "a", Addresses: []string{forged}}, 0, conntrack.RefusedUnanswered)
 	is("a forged source, flows without an answer", alert(forged, true), 60, "")
 	is("a real one, flows without an answer", alert(answered, true), 0, "")
 	is("a real one", alert(answered, false), 60, "")
 	is("an operator", events.Command{Addresses: []string{few}}, 49, "")
+
+	// A conversation in each of TCP and UDP: both are answered.
+	talk := traffic.Talk{Clients: []netip.Addr{netip.MustParseAddr("198.18.0.5")}, Servers: traffic.Addresses(lab.ServerPrefix4, 1), Kept: 1}
+	talkers, err := traffic.Start(t.Context(), r.fw, talk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer talkers.Close()
+	for unanswered, want := range map[bool]uint64{false: 2, true: 0} {
+		if rec := r.flush(events.Command{ID: "dry", Addresses: []string{"198.18.0.5"}, DryRun: true, Unanswered: unanswered}); rec.Matched != want {
+			t.Errorf("a conversation, unanswered %t: %+v, want %d matched", unanswered, rec, want)
+		}
+	}
 }

@@ -42,7 +42,8 @@ type Command struct {
 	Addresses []string `msgpack:"addresses,omitempty" json:"addresses,omitempty"` // addresses or prefixes
 	By        string   `msgpack:"by,omitempty" json:"by,omitempty"`               // src, dst or either
 	DryRun    bool     `msgpack:"dry_run,omitempty" json:"dry_run,omitempty"`
-	// Unanswered: only entries that have had no answer are meant.
+	// Unanswered: only entries that have had no answer (TCP: without a completed
+	// handshake) are meant.
 	Unanswered bool `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
 }
 

@@ -157,3 +157,16 @@ func (e *Event) Dst() netip.Addr { return e.Orig.Dst.Netip(e.IPv6) }
 // Replied reports whether the flow was ever answered, as far as its status
 // tells at this event: a NEW never was, a DESTROY says how it ended.
 func (e *Event) Replied() bool { return e.Status&StatusSeenReply != 0 }
+
+// Answered reports whether whoever opened the flow has shown to be there, as far as
+// the table knows: with TCP the handshake was completed, of other protocols there
+// was a reply. A reply alone says little of TCP: a server sends one to a forged
+// source too.
+func (e *Event) Answered() bool {
+	if e.Proto == protoTCP {
+		return e.Status&StatusAssured != 0
+	}
+	return e.Replied()
+}
+
+const protoTCP = 6
