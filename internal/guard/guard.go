@@ -6,8 +6,10 @@
 // for this firewall, its realm and this run of its producer; it is fresh by the
 // firewall's own clock; deletion is enabled, and what this host cannot live
 // without is known; it was not seen before; each prefix is no wider than
-// allowed, and none is protected. A prefix that merely contains a protected
-// address is carried out around it, entry by entry (see [Guard.Keep]).
+// allowed, and none is protected; there were not too many within the last minute.
+// A prefix that merely contains a protected address is carried out around it, entry
+// by entry (see [Guard.Keep]); and what an alert says must hold in this firewall's
+// own table, too (see [Guard.Claim]).
 package guard
 
 import (
@@ -31,6 +33,7 @@ const (
 	TooFarAhead   = "too-far-ahead"   // it would live longer than MaxLife
 	Replayed      = "replayed"        // a command of this id was carried out already
 	TooWide       = "prefix-too-wide" // the prefix is wider than this firewall allows
+	RateLimited   = "rate-limited"    // as many were carried out within the last minute as this firewall allows
 	Protected     = "protected"       // the address is listed as one that must not be touched
 	Malformed     = "malformed"       // it names no address
 )
@@ -49,6 +52,9 @@ type Config struct {
 	MinBits4, MinBits6 int
 	// MinLocal is how many entries must be here of what an alert's command names.
 	MinLocal uint64
+	// PerMinute is how many flushes are carried out within any minute, whoever asks
+	// for them: what a centre that was taken over can do at most. 0: no limit.
+	PerMinute int
 }
 
 // Default widths.
@@ -65,6 +71,7 @@ type Guard struct {
 	protected *allowlist.List
 	ready     bool             // Protect was told what this host cannot live without
 	seen      map[string]int64 // id → expiry
+	recent    []int64          // when the last PerMinute flushes were allowed, oldest first
 }
 
 // New returns a guard that protects cfg.Protect and loopback until
@@ -160,9 +167,27 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		}
 	}
 	if !c.DryRun {
+		if !g.take(now) {
+			return no(RateLimited, "%d flushes were carried out within the last minute, more are not allowed here", g.cfg.PerMinute)
+		}
 		g.seen[c.ID] = c.Expires
 	}
 	return Verdict{Zone: zone}, prefixes
+}
+
+// take uses up one of the flushes that are allowed within a minute.
+func (g *Guard) take(now int64) bool {
+	if g.cfg.PerMinute == 0 {
+		return true
+	}
+	if len(g.recent) == g.cfg.PerMinute {
+		if now-g.recent[0] < int64(time.Minute) {
+			return false
+		}
+		g.recent = g.recent[:copy(g.recent, g.recent[1:])]
+	}
+	g.recent = append(g.recent, now)
+	return true
 }
 
 // Claim says what must hold in this firewall's own table before an allowed command

@@ -337,3 +337,44 @@ func TestClaimIsAskedForWhereNobodyLooked(t *testing.T) {
 	f("by destination", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByDst })
 	f("by either", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByEither })
 }
+
+// TestRate: no more flushes than allowed within any minute, and what is refused, or
+// deletes nothing, uses none of them up.
+func TestRate(t *testing.T) {
+	c := config()
+	c.PerMinute = 3
+	g := newGuard(c)
+	n := 0
+	f := func(at int64, reason string, change func(*events.Command)) {
+		t.Helper()
+		n++
+		cmd := command(change)
+		cmd.ID, cmd.Expires = fmt.Sprint("id-", n), at+10*second
+		if v, _ := g.Check(cmd, at); v.Reason != reason {
+			t.Errorf("at %d s: %+v, want %q", (at-now)/second, v, reason)
+		}
+	}
+	f(now, "", nil)
+	f(now, "", func(c *events.Command) { c.DryRun = true })
+	f(now, Protected, func(c *events.Command) { c.Addresses = []string{"127.0.0.1"} })
+	f(now+20*second, "", nil)
+	f(now+40*second, "", nil)
+	f(now+59*second, RateLimited, nil)
+	f(now+59*second, "", func(c *events.Command) { c.DryRun = true })
+	f(now+60*second, "", nil)
+	f(now+60*second, RateLimited, nil)
+	f(now+80*second, "", nil)
+	f(now+3600*second, "", nil)
+	// What was refused for this reason is no repetition later.
+	f(now+3610*second, "", nil)
+	f(now+3620*second, "", nil)
+	held := command(nil)
+	held.ID = "held"
+	held.Expires = now + 3670*second
+	if v, _ := g.Check(held, now+3659*second); v.Reason != RateLimited {
+		t.Errorf("within a minute: %+v", v)
+	}
+	if v, _ := g.Check(held, now+3660*second); !v.Allowed() {
+		t.Errorf("a minute after the first: %+v", v)
+	}
+}

@@ -40,6 +40,7 @@ type Options struct {
 	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
 	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed: a stolen key of another firewall must not be enough (${default})."`
+	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many flush commands are carried out within any minute, whoever asks; 0 for no limit (${default})."`
 	Trust       string            `enum:"none" default:"none" help:"Whose commands to accept. This version knows only none: whoever may publish commands on the bus, unsigned."`
 }
 
@@ -63,6 +64,9 @@ func (o *Options) Validate() error {
 	if o.BufferBytes < 64<<10 {
 		return fmt.Errorf("--buffer-bytes: %d is less than 64 KiB", o.BufferBytes)
 	}
+	if o.PerMinute < 0 {
+		return fmt.Errorf("--flushes-per-minute: must not be negative, is %d", o.PerMinute)
+	}
 	if o.MinLocal > conntrack.MaxHeld {
 		return fmt.Errorf("--min-local: %d is more than %d", o.MinLocal, conntrack.MaxHeld)
 	}
@@ -81,7 +85,7 @@ func (o *Options) Validate() error {
 // digest identifies a configuration, so that a fleet can be checked for
 // firewalls that run with another one.
 func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.MinLocal, o.Trust))
+	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.MinLocal, o.PerMinute, o.Trust))
 	return hex.EncodeToString(h[:6])
 }
 
@@ -165,7 +169,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	p.reader = reader
 	p.preflight()
-	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal})
+	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
