@@ -125,6 +125,7 @@ func newResponse(ctx context.Context, fw *lab.Firewall, server *bus.Server, conn
 		return nil, err
 	}
 	file := policy.Default()
+	file.Budget = policy.Budget{} // no limit
 	file.Mode, file.Policies = policy.Enforce, []policy.Policy{{Rule: "bench", Unanswered: policy.UnansweredDelete}}
 	resp, err := responder.New(file, responder.Dependencies{Bus: cfg, Log: log})
 	if err != nil {

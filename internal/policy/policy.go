@@ -4,8 +4,8 @@
 //
 // The answer is "no" by default. A policy must name the rule; the mode must be
 // enforce, or the decision is only simulated; the address must be on no
-// allowlist, must not have been acted upon within the cool-down, and the alert
-// must be fresh. The firewall then decides again, by itself (package guard).
+// allowlist, must not have been acted upon within the cool-down, the alert must be
+// fresh, and there must be some of the budget left. The firewall then decides again, by itself (package guard).
 package policy
 
 import (
@@ -57,6 +57,15 @@ type File struct {
 	CoolDown time.Duration `yaml:"cool_down"`
 	// MaxAge is how old an alert may be to be acted upon.
 	MaxAge time.Duration `yaml:"max_age"`
+	// Budget bounds what all policies together may do.
+	Budget Budget `yaml:"budget"`
+}
+
+// Budget bounds the damage that a wrong rule, or whoever makes alerts fire, can do.
+type Budget struct {
+	// AddressesPerMinute is how many addresses are acted upon within any minute, by
+	// all responders together as far as they have heard of one another. 0: no limit.
+	AddressesPerMinute int `yaml:"addresses_per_minute"`
 }
 
 // Policy says what to do about the alerts of one rule.
@@ -71,7 +80,7 @@ type Policy struct {
 
 // Default is a file without policies.
 func Default() File {
-	return File{Mode: Observe, CoolDown: time.Minute, MaxAge: 30 * time.Second}
+	return File{Mode: Observe, CoolDown: time.Minute, MaxAge: 30 * time.Second, Budget: Budget{AddressesPerMinute: 10}}
 }
 
 // wrong is an error about one key of the file.
@@ -94,6 +103,9 @@ func (f *File) Validate() error {
 	}
 	if f.MaxAge <= 0 {
 		return refuse("$.max_age", "max_age: must be positive, is %s", f.MaxAge)
+	}
+	if n := f.Budget.AddressesPerMinute; n < 0 {
+		return refuse("$.budget.addresses_per_minute", "budget: addresses_per_minute: must not be negative, is %d", n)
 	}
 	for i, p := range f.Allowlist {
 		path := fmt.Sprintf("$.allowlist[%d]", i)
@@ -180,6 +192,13 @@ type Engine struct {
 	policies map[string]Policy
 	allow    *allowlist.List
 	cooling  map[target]coolDown
+	spent    map[spending]time.Time // what was done within the last minute, and when
+}
+
+// spending is one use of the budget.
+type spending struct {
+	target
+	Deed
 }
 
 // target is what a cool-down is about. An address means nothing without its
@@ -203,7 +222,7 @@ type coolDown struct {
 
 // New returns an engine for a validated file.
 func New(f File) *Engine {
-	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]coolDown{}}
+	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]coolDown{}, spent: map[spending]time.Time{}}
 	for _, p := range f.Policies {
 		e.policies[p.Rule] = p
 	}
@@ -268,7 +287,17 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if c, hot := e.cooling[t]; hot {
 		return decline("%s was acted upon and is left alone for another %s", d.Address, c.until.Sub(now).Round(time.Second))
 	}
-	e.cooling[t] = coolDown{now.Add(e.file.CoolDown), Deed{a.ID, now.UnixMilli()}}
+	for s, at := range e.spent {
+		if now.Sub(at) >= time.Minute {
+			delete(e.spent, s)
+		}
+	}
+	if n := e.file.Budget.AddressesPerMinute; n > 0 && len(e.spent) >= n {
+		return decline("the budget of %d addresses a minute is spent", n)
+	}
+	deed := Deed{a.ID, now.UnixMilli()}
+	e.cooling[t] = coolDown{now.Add(e.file.CoolDown), deed}
+	e.spent[spending{t, deed}] = now
 	d.Reason = a.Text
 	d.Outcome = events.OutcomeCommanded
 	if d.Mode == Observe {
@@ -302,18 +331,21 @@ func (e *Engine) place(d *Decision, a *events.Alert, where string, fleet []Firew
 	slices.Sort(d.Away)
 }
 
-// Retract ends the cool-down that a deed began, when nothing came of it: it
+// Retract ends the cool-down that a deed began, and gives back what it spent, when nothing came of it: it
 // could not be recorded, or no firewall carried it out. A later deed's stays.
 func (e *Engine) Retract(realm string, address netip.Prefix, deed Deed) {
-	if t := (target{realm, address}); e.cooling[t].deed == deed {
+	t := target{realm, address}
+	if e.cooling[t].deed == deed {
 		delete(e.cooling, t)
 	}
+	delete(e.spent, spending{t, deed})
 }
 
 // Acted tells that address was acted upon, by another responder or by this one
 // before it was started again.
 func (e *Engine) Acted(realm string, address netip.Prefix, deed Deed, at time.Time) {
 	t := target{realm, address}
+	e.spent[spending{t, deed}] = at
 	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t].until) {
 		e.cooling[t] = coolDown{until, deed}
 	}

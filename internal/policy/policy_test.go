@@ -221,6 +221,45 @@ func TestCoolDown(t *testing.T) {
 	}
 }
 
+// TestBudget: no more addresses are acted upon within any minute than the file
+// allows, by whichever responder, and what came to nothing is given back.
+func TestBudget(t *testing.T) {
+	e := engine(t, func(f *File) { f.Budget.AddressesPerMinute = 3 })
+	n := 0
+	f := func(at time.Duration, outcome, reason string) {
+		t.Helper()
+		n++
+		address := netip.AddrFrom4([4]byte{198, 18, 7, byte(n)}).String()
+		d, _ := e.Decide(alert(func(a *events.Alert) { a.ID, a.Key = "a"+address, address }), 0, start.Add(at), fleet())
+		if d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
+			t.Errorf("at %s: %q because %q, want %q because %q", at, d.Outcome, d.Reason, outcome, reason)
+		}
+	}
+	const yes, no, spent = events.OutcomeCommanded, events.OutcomeDeclined, "the budget of 3 addresses a minute is spent"
+	f(0, yes, "")
+	other := netip.MustParsePrefix("198.18.8.1/32")
+	e.Acted(events.RealmDefault, other, Deed{"b", 1}, start.Add(10*time.Second)) // by another responder
+	e.Acted(events.RealmDefault, other, Deed{"b", 1}, start.Add(10*time.Second)) // heard of twice
+	f(20*time.Second, yes, "")
+	for range 100 {
+		f(30*time.Second, no, spent)
+	}
+	e.Retract(events.RealmDefault, other, Deed{"b", 1})
+	f(31*time.Second, yes, "")
+	f(31*time.Second, no, spent)
+	f(time.Minute-1, no, spent)
+	f(time.Minute, yes, "")
+	f(time.Minute, no, spent)
+	f(80*time.Second, yes, "")
+
+	none := engine(t, func(f *File) { f.Budget.AddressesPerMinute = 0 })
+	for i := range 200 {
+		if d, _ := none.Decide(alert(func(a *events.Alert) { a.Key = netip.AddrFrom4([4]byte{198, 18, 7, byte(i)}).String() }), 0, start, fleet()); d.Outcome != yes {
+			t.Fatalf("without a budget: %+v", d)
+		}
+	}
+}
+
 func TestCommandID(t *testing.T) {
 	seen := map[string]string{}
 	for _, args := range [][3]string{{"a1", "fw-a", "flush"}, {"a1", "fw-b", "flush"}, {"a2", "fw-a", "flush"}, {"a1", "fw-a", "block"}, {"a1f", "w-a", "flush"}, {"a1", "", "flush"}} {
@@ -253,6 +292,7 @@ func TestValidate(t *testing.T) {
 	f(`mode: "" is neither "observe" nor "enforce"`, func(f *File) { f.Mode = "" })
 	f(`mode: approve needs approvals`, func(f *File) { f.Mode = "approve" })
 	f(`cool_down: must not be negative`, func(f *File) { f.CoolDown = -1 })
+	f(`budget: addresses_per_minute: must not be negative, is -1`, func(f *File) { f.Budget.AddressesPerMinute = -1 })
 	f(`max_age: must be positive`, func(f *File) { f.MaxAge = 0 })
 	f(`allowlist: 10.0.0.1/8 has bits beyond its length, 10.0.0.0/8 is meant?`, func(f *File) { f.Allowlist[0] = netip.MustParsePrefix("10.0.0.1/8") })
 	f(`allowlist: an entry is empty`, func(f *File) { f.Allowlist[0] = netip.Prefix{} })

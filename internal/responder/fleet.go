@@ -53,7 +53,8 @@ func (r *Responder) recallOnce(ctx context.Context) error {
 	for _, m := range last {
 		r.recallHealth(m, time.Now())
 	}
-	since := r.clock.At(time.Now()).Add(-r.file.CoolDown)
+	// What was done is remembered for the cool-down, and for the budget's minute.
+	since := r.clock.At(time.Now()).Add(-max(r.file.CoolDown, time.Minute))
 	return r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: since, Filter: decisionSubject}, func(m bus.Msg) {
 		r.recallDecision(m, time.Now())
 	})

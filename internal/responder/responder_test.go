@@ -251,6 +251,37 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestBudgetAcrossARestart: a hundred alerts in a moment lead to as many commands as
+// the budget allows, whoever is started again meanwhile.
+func TestBudgetAcrossARestart(t *testing.T) {
+	r := newRig(t)
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	only := func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-a": 200} }
+	const alerts, budget = 100, 10
+	fire := func(from, to int) {
+		for i := from; i < to; i++ {
+			r.fire(alert(fmt.Sprint("a", i), netip.AddrFrom4([4]byte{198, 18, 1, byte(i)}).String(), only))
+		}
+	}
+	few := enforce(func(f *policy.File) { f.Budget.AddressesPerMinute = budget })
+	stop := r.run(few)
+	r.working()
+	fire(0, budget/2)
+	r.until("the first commands", func() bool { return len(r.commands("fw-a")) == budget/2 })
+	stop()
+	r.run(few)
+	fire(budget/2, alerts)
+	ds := r.decisions(alerts)
+	r.settled("end")
+	if n := len(r.commands("fw-a")); n != budget {
+		t.Errorf("%d commands, want %d", n, budget)
+	}
+	if d := ds[alerts-1]; d.Outcome != events.OutcomeDeclined || !strings.Contains(d.Reason, "budget of 10 addresses a minute is spent") {
+		t.Errorf("the last decision: %+v", d)
+	}
+}
+
 // TestOldAlert: what fired while nobody was there is history after max_age.
 func TestOldAlert(t *testing.T) {
 	r := newRig(t)

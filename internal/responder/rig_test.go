@@ -245,6 +245,7 @@ func (r *rig) settled(id string) {
 func enforce(change func(*policy.File)) policy.File {
 	f := policy.Default()
 	f.Mode = policy.Enforce
+	f.Budget = policy.Budget{} // no limit
 	f.Policies = []policy.Policy{{Rule: "flood", Unanswered: policy.UnansweredDelete}}
 	if change != nil {
 		change(&f)
