@@ -228,7 +228,7 @@ func (a *Aggregator) retry(ctx context.Context, what string, do func(context.Con
 			return err == nil
 		}
 		a.throttle.Warn(a.log, "cannot "+what+", retrying", "error", err)
-		if !pause(ctx, time.Second) {
+		if !daemon.Sleep(ctx, time.Second) {
 			return false
 		}
 	}

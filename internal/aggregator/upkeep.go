@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -35,7 +36,7 @@ const (
 func (a *Aggregator) paceLoop(ctx context.Context) error {
 	var said events.Pace
 	var paced, read time.Time
-	for pause(ctx, paceLook) {
+	for daemon.Sleep(ctx, paceLook) {
 		if !a.ready.Load() || a.conn.Connected() != nil {
 			continue
 		}
@@ -72,7 +73,7 @@ func (a *Aggregator) readClock(ctx context.Context) {
 // resyncLoop asks for resyncs where active is not known or no longer right.
 func (a *Aggregator) resyncLoop(ctx context.Context) error {
 	var next time.Time
-	for pause(ctx, resyncLook) {
+	for daemon.Sleep(ctx, resyncLook) {
 		now := time.Now()
 		if !a.ready.Load() || now.Before(next) || a.conn.Connected() != nil {
 			continue
@@ -118,15 +119,4 @@ func (a *Aggregator) askResync(ctx context.Context, name string) bool {
 		return false
 	}
 	return r.Accepted
-}
-
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

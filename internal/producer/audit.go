@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -72,7 +73,7 @@ func (p *Producer) publishRecord(ctx context.Context, rec *record) {
 			return
 		}
 		p.throttle.Warn(p.log, "cannot record a receipt, retrying", "error", err)
-		if !sleep(ctx, time.Second) {
+		if !daemon.Sleep(ctx, time.Second) {
 			p.unrecorded(rec, err)
 			return
 		}

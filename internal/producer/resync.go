@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -59,7 +60,7 @@ func (p *Producer) resyncLoop(ctx context.Context) error {
 		r.mu.Lock()
 		reason := r.reason
 		r.mu.Unlock()
-		if reason != "start" && !sleep(ctx, settle) {
+		if reason != "start" && !daemon.Sleep(ctx, settle) {
 			return nil
 		}
 		if p.conn.WaitConnected(ctx) != nil {
@@ -84,7 +85,7 @@ func (p *Producer) resyncLoop(ctx context.Context) error {
 			r.done.Add(1)
 			p.ready.Store(true)
 		}
-		if !sleep(ctx, resyncPause) {
+		if !daemon.Sleep(ctx, resyncPause) {
 			return nil
 		}
 	}
@@ -179,16 +180,4 @@ func (s *snapshotWriter) send(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// sleep waits and reports false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

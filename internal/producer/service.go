@@ -163,7 +163,7 @@ func (p *Producer) endFlush(deadline time.Time) {
 // residual counts what matches again a moment later and records it under the
 // same id: with tcp_loose=1 a routed TCP connection is back with its next packet.
 func (p *Producer) residual(r events.Receipt, m conntrack.Match) {
-	if !sleep(p.life, residualAfter) {
+	if !daemon.Sleep(p.life, residualAfter) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(p.life, flushTime)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/spool"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -169,7 +170,7 @@ func (w *firewall) run(ctx context.Context, delay time.Duration) error {
 	}
 	snapshots.Put(data, 0)
 
-	if !sleep(ctx, delay) {
+	if !daemon.Sleep(ctx, delay) {
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -183,7 +184,7 @@ func (w *firewall) run(ctx context.Context, delay time.Duration) error {
 // produce makes a batch of what happened in each linger or, while the bus is behind, in several.
 func (w *firewall) produce(ctx context.Context) error {
 	carry, last := 0.0, w.fleet.clock()
-	for sleep(ctx, time.Duration(w.linger.Load())) {
+	for daemon.Sleep(ctx, time.Duration(w.linger.Load())) {
 		now := w.fleet.clock()
 		due := carry + w.fleet.cfg.Rate*float64(now-last)/1e9
 		if due < fullBatch && w.ring.Behind() {
@@ -209,7 +210,7 @@ const fullBatch = 2048
 
 // report publishes health, as a producer does.
 func (w *firewall) report(ctx context.Context) error {
-	for ok := true; ok; ok = sleep(ctx, time.Second) {
+	for ok := true; ok; ok = daemon.Sleep(ctx, time.Second) {
 		ring, limit, oldest := w.ring.Usage()
 		h := &events.Health{
 			Firewall: w.name, Realm: events.RealmDefault, Boot: w.boot.String(), Version: "synthetic", Sent: w.fleet.clock(), Started: w.fleet.start.UnixMilli(),
@@ -227,16 +228,4 @@ func (w *firewall) report(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// sleep waits and reports false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/lab"
 )
 
@@ -172,7 +173,7 @@ func (talk Talk) validate(fw *lab.Firewall) error {
 // anew when it breaks.
 func (t *Talkers) keep(ctx context.Context, c *conversation, phase time.Duration) {
 	defer func() { c.close() }()
-	for wait := phase; sleep(ctx, wait); wait = t.talk.Interval {
+	for wait := phase; daemon.Sleep(ctx, wait); wait = t.talk.Interval {
 		err := c.exchange(t.talk.Interval, t.talk.Timeout)
 		if err == nil {
 			t.echoed.Add(1)
@@ -189,7 +190,7 @@ func (t *Talkers) keep(ctx context.Context, c *conversation, phase time.Duration
 				c = again
 				break
 			}
-			if !sleep(ctx, t.talk.Interval) {
+			if !daemon.Sleep(ctx, t.talk.Interval) {
 				return
 			}
 		}
@@ -201,7 +202,7 @@ func (t *Talkers) openShort(ctx context.Context) {
 	start := time.Now()
 	for n := 0; ; n++ {
 		due := start.Add(time.Duration(float64(n+1) / t.talk.NewPerSecond * float64(time.Second)))
-		if !sleep(ctx, time.Until(due)) {
+		if !daemon.Sleep(ctx, time.Until(due)) {
 			return
 		}
 		i := n / 2 % len(t.talk.Clients)
@@ -219,18 +220,6 @@ func (t *Talkers) openShort(ctx context.Context) {
 				t.broken.Add(1)
 			}
 		})
-	}
-}
-
-// sleep waits for d and reports whether ctx is still alive.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
 	}
 }
 
