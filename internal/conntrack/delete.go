@@ -24,15 +24,15 @@ const (
 // Claim is what must hold in the table before the first entry is deleted. Who
 // asks for a flush has heard of the flows from others, who may have made them up.
 type Claim struct {
-	Least uint64 // so many entries match; at most MaxHeld
-	// Answered: one of those that match has had an answer (see
-	// [events.Event.Answered]). The source of flows without any may be forged. A
-	// source of whose first MaxHeld entries, in the
-	// order of the table, which is random, none was answered counts as one.
+	Least uint64 // so many entries match and may go; at most MaxHeld
+	// Answered: only those count that have had an answer (see
+	// [events.Event.Answered]), one at least. The source of flows without any may
+	// be forged.
 	Answered bool
 }
 
-// MaxHeld is how many entries are held back at most until a claim holds.
+// MaxHeld is how many entries are held back at most. A claim that does not hold
+// by then does not hold: the order of the table is random.
 const MaxHeld = 4096
 
 // FlushOptions qualify a flush.
@@ -89,11 +89,9 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	}
 	contains := m.compile()
 	c.batch.reset()
-	holds, answered := opt.Claim == Claim{}, false
+	claim := claimed{Claim: opt.Claim}
 	one := func(e *events.Event) error {
 		res.Matched++
-		answered = answered || e.Answered()
-		holds = holds || res.Matched >= opt.Claim.Least && (answered || !opt.Claim.Answered)
 		if opt.Keep != nil {
 			if reason := opt.Keep(e); reason != "" {
 				res.Refused[reason]++
@@ -103,10 +101,15 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 		if opt.DryRun {
 			return nil
 		}
+		if claim.refused > 0 {
+			claim.refused++
+			return nil
+		}
 		c.batch.add(e)
-		switch {
+		switch holds := claim.meet(e); {
 		case !holds && len(c.batch.ends) == MaxHeld:
-			return errClaim
+			claim.refuse(&c.batch)
+			return nil
 		case !holds || len(c.batch.ends) < maxBatch:
 			return nil
 		}
@@ -123,32 +126,52 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 		}
 		return nil
 	}, m.selection())
-	if errors.Is(err, errClaim) {
-		err = nil
-	}
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		return err
 	}
-	if !holds && res.Matched > 0 {
-		opt.Claim.refuse(&c.batch, opt.DryRun, res)
+	if !claim.holds() {
+		claim.refuse(&c.batch)
+	}
+	if claim.refused > 0 {
+		res.Refused[claim.reason()] += claim.refused
 	}
 	return errors.Join(err, c.delete(ctx, opt, res))
 }
 
-// errClaim ends a scan whose claim does not hold.
-var errClaim = errors.New("the claim does not hold")
+// claimed is a claim while entries are met.
+type claimed struct {
+	Claim
+	met, answered uint64
+	refused       uint64 // entries that stay because it does not hold
+}
 
-// refuse lets all entries stay that were held back.
-func (cl *Claim) refuse(held *batch, dryRun bool, res *FlushResult) {
-	if dryRun {
-		return // which says what matches, whatever would come of it
+// meet takes an entry that may go, and reports whether the claim holds.
+func (c *claimed) meet(e *events.Event) bool {
+	c.met++
+	if e.Answered() {
+		c.answered++
 	}
-	reason := RefusedUnanswered
-	if res.Matched < cl.Least {
-		reason = RefusedFew
+	return c.holds()
+}
+
+func (c *claimed) holds() bool {
+	if c.Answered {
+		return c.answered >= max(c.Least, 1)
 	}
-	res.Refused[reason] += uint64(len(held.ends))
+	return c.met >= c.Least
+}
+
+// refuse lets the entries stay that were held back.
+func (c *claimed) refuse(held *batch) {
+	c.refused += uint64(len(held.ends))
 	held.reset()
+}
+
+func (c *claimed) reason() string {
+	if c.Answered && c.answered == 0 && c.met >= c.Least {
+		return RefusedUnanswered
+	}
+	return RefusedFew
 }
 
 // selection is the request for the smallest part of the table that the kernel

@@ -15,6 +15,7 @@ package guard
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ const (
 	TooFarAhead   = "too-far-ahead"   // it would live longer than MaxLife
 	Replayed      = "replayed"        // a command of this id was carried out already
 	TooWide       = "prefix-too-wide" // the prefix is wider than this firewall allows
-	RateLimited   = "rate-limited"    // as many were carried out within the last minute as this firewall allows
+	RateLimited   = "rate-limited"    // as many were named within the last minute as this firewall allows
 	Protected     = "protected"       // the address is listed as one that must not be touched
 	Malformed     = "malformed"       // it names no address
 )
@@ -52,8 +53,9 @@ type Config struct {
 	MinBits4, MinBits6 int
 	// MinLocal is how many entries must be here of what an alert's command names.
 	MinLocal uint64
-	// PerMinute is how many flushes are carried out within any minute, whoever asks
-	// for them: what a centre that was taken over can do at most. 0: no limit.
+	// PerMinute is how many addresses and prefixes flushes may name within any
+	// minute, whoever asks for them: what a centre that was taken over can do at
+	// most. 0: no limit.
 	PerMinute int
 }
 
@@ -71,7 +73,7 @@ type Guard struct {
 	protected *allowlist.List
 	ready     bool             // Protect was told what this host cannot live without
 	seen      map[string]int64 // id → expiry
-	recent    []int64          // when the last PerMinute flushes were allowed, oldest first
+	recent    []int64          // when each of the addresses of the last minute was allowed
 }
 
 // New returns a guard that protects cfg.Protect and loopback until
@@ -151,6 +153,9 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 			delete(g.seen, id)
 		}
 	}
+	if owes(c) && len(prefixes) > 1 {
+		return no(Malformed, "addresses: %d, a command that is not an operator's own names one: what is here of one must not vouch for another", len(prefixes))
+	}
 	if _, ok := g.seen[c.ID]; ok {
 		return no(Replayed, "a command with this id was carried out already")
 	}
@@ -167,38 +172,41 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		}
 	}
 	if !c.DryRun {
-		if !g.take(now) {
-			return no(RateLimited, "%d flushes were carried out within the last minute, more are not allowed here", g.cfg.PerMinute)
+		if !g.take(len(prefixes), now) {
+			return no(RateLimited, "no more than %d addresses and prefixes within a minute are allowed here", g.cfg.PerMinute)
 		}
 		g.seen[c.ID] = c.Expires
 	}
 	return Verdict{Zone: zone}, prefixes
 }
 
-// take uses up one of the flushes that are allowed within a minute.
-func (g *Guard) take(now int64) bool {
+// take uses up n of the addresses that are allowed within a minute.
+func (g *Guard) take(n int, now int64) bool {
 	if g.cfg.PerMinute == 0 {
 		return true
 	}
-	if len(g.recent) == g.cfg.PerMinute {
-		if now-g.recent[0] < int64(time.Minute) {
-			return false
-		}
-		g.recent = g.recent[:copy(g.recent, g.recent[1:])]
+	g.recent = slices.DeleteFunc(g.recent, func(at int64) bool { return now-at >= int64(time.Minute) })
+	if len(g.recent)+n > g.cfg.PerMinute {
+		return false
 	}
-	g.recent = append(g.recent, now)
+	for range n {
+		g.recent = append(g.recent, now)
+	}
 	return true
 }
+
+// owes reports whether a command must make a claim that holds here.
+func owes(c *events.Command) bool { return c.Actor != events.ActorOperator || c.Alert != "" }
 
 // Claim says what must hold in this firewall's own table before an allowed command
 // is carried out: so many entries, and that one of them was answered. The counts
 // behind an alert come from other firewalls, one of which may lie; and whoever
 // sends packets may write another's address into them. An operator has looked.
 func (g *Guard) Claim(c *events.Command) (least uint64, answered bool) {
-	if c.Actor == events.ActorOperator && c.Alert == "" {
+	if !owes(c) {
 		return 0, false
 	}
-	return g.cfg.MinLocal, c.By == events.BySrc && !c.Unanswered
+	return g.cfg.MinLocal, c.By != events.ByDst && !c.Unanswered
 }
 
 // Keep returns a function that names the reason why one entry of an allowed

@@ -57,7 +57,11 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	address := func(list ...string) func(*events.Command) {
-		return func(c *events.Command) { c.Addresses = list }
+		return func(c *events.Command) {
+			if c.Addresses = list; len(list) > 1 {
+				c.Actor = events.ActorOperator
+			}
+		}
 	}
 	expires := func(at int64) func(*events.Command) { return func(c *events.Command) { c.Expires = at } }
 
@@ -83,6 +87,8 @@ func TestCheck(t *testing.T) {
 	f(TooFarAhead, "", expires(1<<63-1))
 
 	f(Malformed, "is empty", address())
+	f("", "", address("198.18.0.1", "198.18.0.2"))
+	f(Malformed, "names one", func(c *events.Command) { c.Actor, c.Addresses = events.ActorResponder, []string{"198.18.0.1", "198.18.0.2"} })
 	f(Malformed, "neither an address nor a prefix", address("somewhere"))
 	f(Malformed, "zone", address("fe80::1%eth0"))
 	f(Malformed, "bits beyond", address("198.18.0.1/24"))
@@ -335,7 +341,7 @@ func TestClaimIsAskedForWhereNobodyLooked(t *testing.T) {
 	f("the responder's, without an alert", 50, true, func(c *events.Command) { c.Actor = events.ActorResponder })
 	f("flows without an answer", 50, false, func(c *events.Command) { c.Actor, c.Unanswered = events.ActorResponder, true })
 	f("by destination", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByDst })
-	f("by either", 50, false, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByEither })
+	f("by either", 50, true, func(c *events.Command) { c.Actor, c.By = events.ActorResponder, events.ByEither })
 }
 
 // TestRate: no more flushes than allowed within any minute, and what is refused, or
@@ -364,6 +370,9 @@ func TestRate(t *testing.T) {
 	f(now+60*second, "", nil)
 	f(now+60*second, RateLimited, nil)
 	f(now+80*second, "", nil)
+	f(now+1800*second, RateLimited, func(c *events.Command) { // more at once than any minute has room for
+		c.Actor, c.Addresses = events.ActorOperator, []string{"198.18.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.4"}
+	})
 	f(now+3600*second, "", nil)
 	// What was refused for this reason is no repetition later.
 	f(now+3610*second, "", nil)
