@@ -16,7 +16,8 @@ import (
 // firewall is the name of every producer here; each lab has one.
 const firewall = "fw-a"
 
-// options are the defaults of cmd/producer, with flushes permitted.
+// options are the defaults of cmd/producer, with flushes permitted, whatever their
+// number and whoever asks for them.
 func options() producer.Options {
 	return producer.Options{
 		Name: firewall, Realm: events.RealmDefault, Trust: "none", AllowFlush: true,

@@ -88,7 +88,9 @@ func TestCheck(t *testing.T) {
 
 	f(Malformed, "is empty", address())
 	f("", "", address("198.18.0.1", "198.18.0.2"))
-	f(Malformed, "names one", func(c *events.Command) { c.Actor, c.Addresses = events.ActorResponder, []string{"198.18.0.1", "198.18.0.2"} })
+	f(Malformed, "names one", func(c *events.Command) {
+		c.Actor, c.Addresses = events.ActorResponder, []string{"198.18.0.1", "198.18.0.2"}
+	})
 	f(Malformed, "neither an address nor a prefix", address("somewhere"))
 	f(Malformed, "zone", address("fe80::1%eth0"))
 	f(Malformed, "bits beyond", address("198.18.0.1/24"))

@@ -63,8 +63,9 @@ type File struct {
 
 // Budget bounds the damage that a wrong rule, or whoever makes alerts fire, can do.
 type Budget struct {
-	// AddressesPerMinute is how many addresses are acted upon within any minute, by
-	// all responders together as far as they have heard of one another. 0: no limit.
+	// AddressesPerMinute is how many times an address is acted upon within any
+	// minute, by all responders together as far as they have heard of one another.
+	// 0: no limit.
 	AddressesPerMinute int `yaml:"addresses_per_minute"`
 }
 
@@ -195,10 +196,12 @@ type Engine struct {
 	spent    map[spending]time.Time // what was done within the last minute, and when
 }
 
-// spending is one use of the budget.
+// spending is one use of the budget. What is only simulated has one of its own: it
+// shows what would have been done, and takes nothing from what is.
 type spending struct {
 	target
 	Deed
+	simulated bool
 }
 
 // target is what a cool-down is about. An address means nothing without its
@@ -287,20 +290,24 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if c, hot := e.cooling[t]; hot {
 		return decline("%s was acted upon and is left alone for another %s", d.Address, c.until.Sub(now).Round(time.Second))
 	}
+	simulated, spent := d.Mode == Observe, 0
 	for s, at := range e.spent {
-		if now.Sub(at) >= time.Minute {
+		switch {
+		case now.Sub(at) >= time.Minute:
 			delete(e.spent, s)
+		case s.simulated == simulated:
+			spent++
 		}
 	}
-	if n := e.file.Budget.AddressesPerMinute; n > 0 && len(e.spent) >= n {
+	if n := e.file.Budget.AddressesPerMinute; n > 0 && spent >= n {
 		return decline("the budget of %d addresses a minute is spent", n)
 	}
 	deed := Deed{a.ID, now.UnixMilli()}
 	e.cooling[t] = coolDown{now.Add(e.file.CoolDown), deed}
-	e.spent[spending{t, deed}] = now
+	e.spent[spending{t, deed, simulated}] = now
 	d.Reason = a.Text
 	d.Outcome = events.OutcomeCommanded
-	if d.Mode == Observe {
+	if simulated {
 		d.Outcome = events.OutcomeSimulated
 	}
 	return d, true
@@ -338,14 +345,15 @@ func (e *Engine) Retract(realm string, address netip.Prefix, deed Deed) {
 	if e.cooling[t].deed == deed {
 		delete(e.cooling, t)
 	}
-	delete(e.spent, spending{t, deed})
+	delete(e.spent, spending{t, deed, false})
+	delete(e.spent, spending{t, deed, true})
 }
 
 // Acted tells that address was acted upon, by another responder or by this one
 // before it was started again.
 func (e *Engine) Acted(realm string, address netip.Prefix, deed Deed, at time.Time) {
 	t := target{realm, address}
-	e.spent[spending{t, deed}] = at
+	e.spent[spending{t, deed, false}] = at
 	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t].until) {
 		e.cooling[t] = coolDown{until, deed}
 	}

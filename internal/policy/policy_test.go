@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -251,6 +252,19 @@ func TestBudget(t *testing.T) {
 	f(time.Minute, yes, "")
 	f(time.Minute, no, spent)
 	f(80*time.Second, yes, "")
+
+	mixed := engine(t, func(f *File) {
+		f.Budget.AddressesPerMinute = 1
+		f.Policies = append(f.Policies, Policy{Rule: "trial", Mode: Observe})
+	})
+	for i, step := range []struct{ rule, outcome string }{
+		{"trial", events.OutcomeSimulated}, {"trial", no}, {"flood", yes}, {"flood", no},
+	} {
+		d, _ := mixed.Decide(alert(func(a *events.Alert) { a.Rule, a.Key = step.rule, fmt.Sprint("198.18.9.", i) }), 0, start, fleet())
+		if d.Outcome != step.outcome {
+			t.Errorf("step %d, %s: %+v, want %q", i, step.rule, d, step.outcome)
+		}
+	}
 
 	none := engine(t, func(f *File) { f.Budget.AddressesPerMinute = 0 })
 	for i := range 200 {

@@ -34,7 +34,7 @@ func TestClaim(t *testing.T) {
 		if len(rec.Refused) > 0 {
 			why = rec.Refused[0].Reason
 		}
-		if rec.Error != "" || rec.Deleted != deleted || why != refused {
+		if rec.Error != "" || rec.Unanswered != c.Unanswered || rec.Deleted != deleted || why != refused {
 			t.Errorf("%s: %+v, want %d deleted, refused %q", what, rec, deleted, refused)
 		}
 	}

@@ -39,8 +39,8 @@ type Options struct {
 	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
 	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
-	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed: a stolen key of another firewall must not be enough (${default})."`
-	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many flush commands are carried out within any minute, whoever asks; 0 for no limit (${default})."`
+	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
+	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed within any minute, whoever asks; 0 for no limit (${default})."`
 	Trust       string            `enum:"none" default:"none" help:"Whose commands to accept. This version knows only none: whoever may publish commands on the bus, unsigned."`
 }
 

@@ -96,7 +96,7 @@ func (p *Producer) handleFlush(data []byte) (events.Message, error) {
 func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Match) {
 	r = &events.Receipt{
 		ID: c.ID, Firewall: p.opt.Name, Verb: c.Verb, Actor: c.Actor, Reason: c.Reason, Alert: c.Alert, Rule: c.Rule,
-		Addresses: c.Addresses, By: c.By, DryRun: c.DryRun, Time: time.Now().UnixMilli(), Refused: []events.Refusal{},
+		Addresses: c.Addresses, By: c.By, DryRun: c.DryRun, Unanswered: c.Unanswered, Time: time.Now().UnixMilli(), Refused: []events.Refusal{},
 	}
 	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
 		r.TCPLoose = *s.TCPLoose != 0

@@ -127,8 +127,7 @@ func (r *Responder) send(ctx context.Context, c *events.Command) error {
 	return nil
 }
 
-// passing are the refusals that a later command may not meet: one that is made
-// after the producer's next health report.
+// passing are the refusals that a later command may not meet.
 var passing = []string{guard.NotReady, guard.WrongBoot, guard.Expired, guard.TooFarAhead, guard.RateLimited}
 
 // refusedForGood reports whether the firewall's guard refused the whole command

@@ -202,6 +202,9 @@ func testBatch(t *testing.T, limit int) {
 			}
 		}
 	}
+	if len(all.TopGauge(Filter{}, 1)) == 0 {
+		t.Errorf("seed %d: no key shows anything", seed)
+	}
 	for _, s := range []Stats{one.Stats(), all.Stats()} {
 		if (s.Evicted > 0) != (limit == 200) || s.Shares == 0 {
 			t.Fatalf("seed %d: %+v, want some shares, and evicted only at the limit", seed, s)

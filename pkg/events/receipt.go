@@ -12,23 +12,26 @@ const (
 // on ct.v1.audit.<firewall>.<verb>. Zero deleted is success.
 type Receipt struct {
 	Head      `msgpack:",inline"`
-	ID        string    `msgpack:"id" json:"id"` // the command's
-	Firewall  string    `msgpack:"firewall" json:"firewall"`
-	Verb      string    `msgpack:"verb" json:"verb"`
-	Actor     string    `msgpack:"actor" json:"actor"`
-	Reason    string    `msgpack:"reason,omitempty" json:"reason,omitempty"`
-	Alert     string    `msgpack:"alert,omitempty" json:"alert,omitempty"`
-	Rule      string    `msgpack:"rule,omitempty" json:"rule,omitempty"`
-	Addresses []string  `msgpack:"addresses,omitempty" json:"addresses,omitempty"`
-	By        string    `msgpack:"by,omitempty" json:"by,omitempty"`
-	Time      int64     `msgpack:"time" json:"time"` // Unix ms, firewall's wall clock
-	DryRun    bool      `msgpack:"dry_run,omitempty" json:"dry_run,omitempty"`
-	Matched   uint64    `msgpack:"matched" json:"matched"` // entries that fit the match
-	Deleted   uint64    `msgpack:"deleted" json:"deleted"`
-	Gone      uint64    `msgpack:"gone" json:"gone"`           // had ended by themselves before the delete
-	Refused   []Refusal `msgpack:"refused" json:"refused"`     // never nil in JSON: [] when nothing was
-	Residual  *uint64   `msgpack:"residual" json:"residual"`   // entries that matched again after 2 s; nil when not yet known
-	TCPLoose  bool      `msgpack:"tcp_loose" json:"tcp_loose"` // mid-stream TCP makes new entries: a flush alone does not stop it
+	ID        string   `msgpack:"id" json:"id"` // the command's
+	Firewall  string   `msgpack:"firewall" json:"firewall"`
+	Verb      string   `msgpack:"verb" json:"verb"`
+	Actor     string   `msgpack:"actor" json:"actor"`
+	Reason    string   `msgpack:"reason,omitempty" json:"reason,omitempty"`
+	Alert     string   `msgpack:"alert,omitempty" json:"alert,omitempty"`
+	Rule      string   `msgpack:"rule,omitempty" json:"rule,omitempty"`
+	Addresses []string `msgpack:"addresses,omitempty" json:"addresses,omitempty"`
+	By        string   `msgpack:"by,omitempty" json:"by,omitempty"`
+	Time      int64    `msgpack:"time" json:"time"` // Unix ms, firewall's wall clock
+	DryRun    bool     `msgpack:"dry_run,omitempty" json:"dry_run,omitempty"`
+	// Unanswered: only entries that have had no answer were meant.
+	Unanswered bool `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
+
+	Matched  uint64    `msgpack:"matched" json:"matched"` // entries that fit the match
+	Deleted  uint64    `msgpack:"deleted" json:"deleted"`
+	Gone     uint64    `msgpack:"gone" json:"gone"`           // had ended by themselves before the delete
+	Refused  []Refusal `msgpack:"refused" json:"refused"`     // never nil in JSON: [] when nothing was
+	Residual *uint64   `msgpack:"residual" json:"residual"`   // entries that matched again after 2 s; nil when not yet known
+	TCPLoose bool      `msgpack:"tcp_loose" json:"tcp_loose"` // mid-stream TCP makes new entries: a flush alone does not stop it
 
 	TableBefore uint64  `msgpack:"table_before" json:"table_before"`
 	TableAfter  uint64  `msgpack:"table_after" json:"table_after"`
