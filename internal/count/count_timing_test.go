@@ -2,7 +2,6 @@ package count
 
 import (
 	"fmt"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -171,43 +170,6 @@ func BenchmarkApply(b *testing.B) {
 			b.ReportMetric(float64(b.N*loadEvents)/b.Elapsed().Seconds()/1e6, "Mevents/s")
 			s := counter.Stats()
 			b.ReportMetric(float64(s.Bytes)/float64(s.Keys), "B/key")
-		})
-	}
-}
-
-// BenchmarkGoMap is what one would write first: a Go map by address, without
-// windows, duplicates, epochs or bounds; by source and destination, on the
-// firewall and in the fleet.
-func BenchmarkGoMap(b *testing.B) {
-	for name, sources := range map[string]*synth.Draw{"even": synth.Even(1_000_000, 3), "zipf": synth.Zipf(1_000_000, 3)} {
-		b.Run(name, func(b *testing.B) {
-			l := newLoad(b, 8192, loadGap, mix{sources: sources})
-			var maps [4]map[netip.Addr]uint64
-			for i := range maps {
-				maps[i] = map[netip.Addr]uint64{}
-			}
-			var e events.Event
-			count := func() {
-				data, _, _ := l.loop.Next(int64(loadGap))
-				if err := l.dec.Decode(data, &l.batch); err != nil {
-					b.Fatal(err)
-				}
-				for r := l.batch.Events(); r.Next(&e); {
-					src, dst := e.Src(), e.Dst()
-					maps[0][src]++
-					maps[1][dst]++
-					maps[2][src]++
-					maps[3][dst]++
-				}
-			}
-			for range 8192 {
-				count()
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				count()
-			}
-			b.ReportMetric(float64(b.N*loadEvents)/b.Elapsed().Seconds()/1e6, "Mevents/s")
 		})
 	}
 }

@@ -3,9 +3,10 @@
 // out, with a reason for a person. Nothing here sends anything.
 //
 // The answer is "no" by default. A policy must name the rule; the mode must be
-// enforce, or the decision is only simulated; the address must be on no
-// allowlist, must not have been acted upon within the cool-down, the alert must be
-// fresh, and there must be some of the budget left. The firewall then decides again, by itself (package guard).
+// enforce, or the decision is only simulated; the address must be on no allowlist,
+// must not have been acted upon within the cool-down, the alert must be fresh, and
+// there must be some of the budget left. The firewall then decides again, by itself
+// (package guard).
 package policy
 
 import (
@@ -193,14 +194,19 @@ type Engine struct {
 	policies map[string]Policy
 	allow    *allowlist.List
 	cooling  map[target]coolDown
-	spent    map[spending]time.Time // what was done within the last minute, and when
+	spent    map[act]spending // what was done within the last minute
+}
+
+// act is one decision to act upon an address.
+type act struct {
+	target
+	Deed
 }
 
 // spending is one use of the budget. What is only simulated has one of its own: it
 // shows what would have been done, and takes nothing from what is.
 type spending struct {
-	target
-	Deed
+	at        time.Time
 	simulated bool
 }
 
@@ -225,7 +231,7 @@ type coolDown struct {
 
 // New returns an engine for a validated file.
 func New(f File) *Engine {
-	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]coolDown{}, spent: map[spending]time.Time{}}
+	e := &Engine{file: f, policies: map[string]Policy{}, allow: allowlist.New(allowlist.Prefixes("policy file", f.Allowlist...)...), cooling: map[target]coolDown{}, spent: map[act]spending{}}
 	for _, p := range f.Policies {
 		e.policies[p.Rule] = p
 	}
@@ -291,10 +297,10 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 		return decline("%s was acted upon and is left alone for another %s", d.Address, c.until.Sub(now).Round(time.Second))
 	}
 	simulated, spent := d.Mode == Observe, 0
-	for s, at := range e.spent {
+	for done, s := range e.spent {
 		switch {
-		case now.Sub(at) >= time.Minute:
-			delete(e.spent, s)
+		case now.Sub(s.at) >= time.Minute:
+			delete(e.spent, done)
 		case s.simulated == simulated:
 			spent++
 		}
@@ -304,7 +310,7 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	}
 	deed := Deed{a.ID, now.UnixMilli()}
 	e.cooling[t] = coolDown{now.Add(e.file.CoolDown), deed}
-	e.spent[spending{t, deed, simulated}] = now
+	e.spent[act{t, deed}] = spending{now, simulated}
 	d.Reason = a.Text
 	d.Outcome = events.OutcomeCommanded
 	if simulated {
@@ -338,22 +344,22 @@ func (e *Engine) place(d *Decision, a *events.Alert, where string, fleet []Firew
 	slices.Sort(d.Away)
 }
 
-// Retract ends the cool-down that a deed began, and gives back what it spent, when nothing came of it: it
-// could not be recorded, or no firewall carried it out. A later deed's stays.
+// Retract ends the cool-down that a deed began, and gives back what it spent, when
+// nothing came of it: it could not be recorded, or no firewall carried it out. A
+// later deed's stays.
 func (e *Engine) Retract(realm string, address netip.Prefix, deed Deed) {
 	t := target{realm, address}
 	if e.cooling[t].deed == deed {
 		delete(e.cooling, t)
 	}
-	delete(e.spent, spending{t, deed, false})
-	delete(e.spent, spending{t, deed, true})
+	delete(e.spent, act{t, deed})
 }
 
 // Acted tells that address was acted upon, by another responder or by this one
 // before it was started again.
 func (e *Engine) Acted(realm string, address netip.Prefix, deed Deed, at time.Time) {
 	t := target{realm, address}
-	e.spent[spending{t, deed, false}] = at
+	e.spent[act{t, deed}] = spending{at: at}
 	if until := at.Add(e.file.CoolDown); until.After(e.cooling[t].until) {
 		e.cooling[t] = coolDown{until, deed}
 	}
