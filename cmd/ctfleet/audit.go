@@ -148,5 +148,9 @@ func (e *auditEntry) summary() (id, what, why string) {
 	if r.Residual != nil {
 		what = fmt.Sprintf("%s: %d match again", strings.Join(r.Addresses, " "), *r.Residual)
 	}
-	return r.ID, what, r.Actor + ": " + r.Reason
+	who := r.Actor
+	if r.Who != "" {
+		who = fmt.Sprintf("%s (%s)", r.Who, r.Actor)
+	}
+	return r.ID, what, who + ": " + r.Reason
 }

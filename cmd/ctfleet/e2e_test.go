@@ -29,11 +29,7 @@ func TestFleet(t *testing.T) {
 
 	pa, pb := f.producer("fw-a", "--allow-flush", "--label", "site=lis1"), f.producer("fw-b", "--allow-flush", "--log-format", "json")
 	agg, api := f.aggregator("--rules", file(t, "rules.yaml", fleetRules))
-	resp := f.start(t, "responder", "--policy", file(t, "policy.yaml", fleetPolicy), "--metrics-listen", "127.0.0.1:0")
-	resp.until("it to be ready", func() bool {
-		code, _ := get(t, resp.says(&resp.stderr, `msg=metrics url=(http://[0-9.:]+)`)+"/readyz")
-		return code == 200
-	})
+	resp := f.responder(fleetPolicy)
 	watch := f.start(t, "ctfleet", "alerts", "watch", "--since", "10s", "-o", "json")
 
 	// Below the threshold on each firewall, above it together.
@@ -105,7 +101,7 @@ func TestFleet(t *testing.T) {
 				if e.Decision.Outcome != events.OutcomeCommanded || e.Decision.Mode != "enforce" || !slices.Equal(e.Decision.Firewalls, []string{"fw-a", "fw-b"}) {
 					t.Errorf("decision: %+v", e.Decision)
 				}
-			case e.Receipt.Deleted != 300 || e.Receipt.Alert != alert.ID || e.Receipt.Actor != events.ActorResponder:
+			case e.Receipt.Deleted != 300 || e.Receipt.Alert != alert.ID || e.Receipt.Actor != events.ActorResponder || e.Receipt.Who != "responder":
 				t.Errorf("receipt: %+v", e.Receipt)
 			case e.Verb == events.VerbResidual && (e.Receipt.Residual == nil || *e.Receipt.Residual != 0):
 				t.Errorf("residual: %+v", e.Receipt)
@@ -202,7 +198,7 @@ func (f *fleet) testFlush(t *testing.T) {
 	if r := f.run(t, "ctfleet", "flush", ordinary, "-y", "--realm", "nosuch"); r.code != 1 || !strings.Contains(r.stderr, `no firewall of realm "nosuch" is known`) {
 		t.Errorf("flush in a realm that nobody is in: %+v", r)
 	}
-	if r := f.run(t, "ctfleet", "audit", "list", "-o", "raw", "--address", "198.18.1.0/24"); strings.Count(r.stdout, "operator: a test") < 2 {
+	if r := f.run(t, "ctfleet", "audit", "list", "-o", "raw", "--address", "198.18.1.0/24"); strings.Count(r.stdout, "operator (operator): a test") < 2 {
 		t.Errorf("the reason of a flush is not in the audit:\n%s", r.stdout)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -20,7 +21,30 @@ type fleet struct {
 	lab    *lab.Lab
 	server *bus.Server
 	conn   *bus.Conn
-	call   // with the server in its environment
+	call   // with the server, whom to trust, and the operator's key in its environment
+
+	keys, trust string // the folder of the keys, and the trust file
+}
+
+// key makes a key that the trust file names.
+func (f *fleet) key(name string, args ...string) {
+	f.t.Helper()
+	if r := f.run(f.t, "ctfleet", append([]string{"auth", "key", f.seed(name), "--name", name, "--trust", f.trust}, args...)...); r.code != 0 {
+		f.t.Fatalf("auth key: %+v", r)
+	}
+}
+
+func (f *fleet) seed(name string) string { return filepath.Join(f.keys, name+".nk") }
+
+// responder starts one, with a key of its own.
+func (f *fleet) responder(policy string, args ...string) *process {
+	f.t.Helper()
+	p := f.start(f.t, "responder", append([]string{"--policy", file(f.t, "policy.yaml", policy), "--sign-key", f.seed("responder"), "--metrics-listen", "127.0.0.1:0"}, args...)...)
+	p.until("it to be ready", func() bool {
+		code, _ := get(f.t, p.says(&p.stderr, `msg=metrics url=(http://[0-9.:]+)`)+"/readyz")
+		return code == 200
+	})
+	return p
 }
 
 func newFleet(t *testing.T, firewalls ...string) *fleet {
@@ -37,7 +61,12 @@ func newFleet(t *testing.T, firewalls ...string) *fleet {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.server.Close)
+	f.keys = t.TempDir()
+	f.trust = filepath.Join(f.keys, "trust.yaml")
 	f.env = []string{"NATS_URL=" + f.server.URL()}
+	f.key("operator", "--role", "operator")
+	f.key("responder", "--role", "responder")
+	f.env = append(f.env, "CTFLEET_TRUST="+f.trust, "CTFLEET_SIGN_KEY="+f.seed("operator"))
 	if f.conn, err = bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: f.server.URL()}, Role: "test"}); err != nil {
 		t.Fatal(err)
 	}

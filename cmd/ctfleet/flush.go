@@ -15,11 +15,13 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 type flushCmd struct {
 	client
+	signing
 	Address    string   `arg:"" help:"An address or a prefix."`
 	Firewall   []string `placeholder:"NAME" help:"Only these firewalls; may be repeated (default: all of the realm)."`
 	Realm      string   `placeholder:"NAME" help:"Whose entries are meant (default: the realm default; with --firewall, each one's own). A conntrack zone is a realm of its own: default_z7."`
@@ -49,6 +51,10 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	if !c.DryRun && !c.Yes && !interactive(os.Stdin) {
 		return &exitError{2, errors.New("standard input is no terminal to ask at: give --yes, or --dry-run")}
 	}
+	key, err := c.signer()
+	if err != nil {
+		return err
+	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
@@ -66,7 +72,7 @@ func (c *flushCmd) Run(ctx context.Context) error {
 	}
 	run := func(dry bool) (string, []events.Receipt) {
 		id := strings.ToLower(rand.Text())
-		return id, c.command(ctx, conn, firewalls, events.Command{
+		return id, command(ctx, conn, key, firewalls, events.Command{
 			ID: id, Verb: events.VerbFlush, Actor: events.ActorOperator, Reason: c.Reason, Realm: c.Realm, Addresses: addresses, By: c.By, DryRun: dry, Unanswered: c.Unanswered,
 		})
 	}
@@ -126,13 +132,13 @@ func inRealm(own, realm string) bool {
 
 // command sends one command to each firewall and collects the receipts, in the
 // order of the firewalls. One that does not answer gets a receipt that says so.
-func (c *flushCmd) command(ctx context.Context, conn *bus.Conn, firewalls []string, cmd events.Command) []events.Receipt {
+func command(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewalls []string, cmd events.Command) []events.Receipt {
 	receipts := make([]events.Receipt, len(firewalls))
 	var wg sync.WaitGroup
 	for i, name := range firewalls {
 		wg.Go(func() {
 			r := &receipts[i]
-			if err := ask(ctx, conn, name, cmd, r); err != nil {
+			if err := ask(ctx, conn, key, name, cmd, r); err != nil {
 				*r = events.Receipt{ID: cmd.ID, Firewall: name, Verb: cmd.Verb, DryRun: cmd.DryRun, Refused: []events.Refusal{}, Error: err.Error()}
 			}
 		})
@@ -142,7 +148,7 @@ func (c *flushCmd) command(ctx context.Context, conn *bus.Conn, firewalls []stri
 }
 
 // ask learns the firewall's clock and present run, then sends the command.
-func ask(ctx context.Context, conn *bus.Conn, firewall string, cmd events.Command, r *events.Receipt) error {
+func ask(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewall string, cmd events.Command, r *events.Receipt) error {
 	ctx, cancel := context.WithTimeout(ctx, flushLife)
 	defer cancel()
 	var h events.Health
@@ -154,7 +160,7 @@ func ask(ctx context.Context, conn *bus.Conn, firewall string, cmd events.Comman
 		return err
 	}
 	cmd.Firewall, cmd.Boot, cmd.Expires = firewall, h.Boot, h.Sent+int64(flushLife)
-	return conn.Request(ctx, events.CommandSubject(firewall, cmd.Verb), &cmd, r)
+	return conn.Command(ctx, key, events.CommandSubject(firewall, cmd.Verb), &cmd, r)
 }
 
 func printReceipts(w io.Writer, format, id string, receipts []events.Receipt) error {

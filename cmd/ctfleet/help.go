@@ -40,11 +40,11 @@ func (*alertsCmd) Help() string {
 }
 
 func (*flushCmd) Help() string {
-	return `Each firewall decides by itself: it needs --allow-flush, and refuses its own addresses, its gateways, resolvers and NATS server, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
+	return `Each firewall decides by itself: it needs --allow-flush and a key that it trusts (ctfleet auth key), and refuses its own addresses, its gateways, resolvers and NATS server, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
 
     ctfleet flush 203.0.113.7 --dry-run
-    ctfleet flush 203.0.113.7 --reason 'ticket 4711'
-    ctfleet flush 2001:db8:7::/64 --by either --firewall fw-a --yes -o json
+    ctfleet flush 203.0.113.7 --sign-key alice.nk --reason 'ticket 4711'
+    CTFLEET_SIGN_KEY=alice.nk ctfleet flush 2001:db8:7::/64 --by either --firewall fw-a --yes -o json
 
 Exit code 1 if a firewall failed or did not answer, else 3 if one refused, else 0.`
 }
@@ -55,6 +55,16 @@ func (*auditListCmd) Help() string {
 
 func (*rulesCheckCmd) Help() string {
 	return `    ctfleet rules check rules.yaml && systemctl restart aggregator`
+}
+
+func (*authKeyCmd) Help() string {
+	return `    ctfleet auth key alice.nk --name alice --trust trust.yaml
+    ctfleet auth key responder.nk --name responder --role responder --trust trust.yaml
+    producer --allow-flush --trust trust.yaml
+    responder --policy policy.yaml --sign-key responder.nk
+    ctfleet flush 203.0.113.7 --sign-key alice.nk
+
+A producer reads its trust file again on SIGHUP.`
 }
 
 func (*decodeCmd) Help() string {

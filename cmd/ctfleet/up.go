@@ -13,12 +13,14 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/aggregator"
 	"github.com/ctfleet/ctfleet/internal/api"
+	"github.com/ctfleet/ctfleet/internal/auth"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/producer"
 	"github.com/ctfleet/ctfleet/internal/responder"
 	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/internal/seal"
 )
 
 type upCmd struct {
@@ -73,6 +75,10 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
+	key, err := c.keys()
+	if err != nil {
+		return err
+	}
 	reg := prometheus.NewRegistry()
 	inside := bus.Config{Server: server}
 	// All roles find the streams, whichever starts first.
@@ -93,7 +99,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	r, err := responder.New(file, responder.Dependencies{Bus: inside, Log: log, Registry: reg})
+	r, err := responder.New(file, responder.Dependencies{Bus: inside, Signer: key, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}
@@ -103,10 +109,39 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		fmt.Printf("API:  http://%s/\n", listener.Addr())
 	}
 	fmt.Printf("NATS: %s, credentials in %s\nTry in another terminal: NATS_URL=$(cat %s) ctfleet top\n", server.Addr(), urlFile, urlFile)
+	if _, err := os.Stat(c.keyFile("operator")); err == nil && c.AllowFlush {
+		fmt.Printf("Sign what is to be deleted: --sign-key %s\n", c.keyFile("operator"))
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
+	g.Go(func() error { return daemon.Reloads(ctx, log, p.Reload) })
 	g.Go(func() error { return p.Run(ctx) })
 	return g.Wait()
 }
+
+// keys returns the responder's key. Where the operator gives no trust file, the
+// directory gets one of its own, with a key for the responder and one for
+// whoever may read the directory.
+func (c *upCmd) keys() (*seal.Signer, error) {
+	if c.Trust != "" {
+		return c.Responder.Signer()
+	}
+	c.Trust = filepath.Join(c.Dir, "trust.yaml")
+	for name, role := range map[string]string{"responder": seal.RoleResponder, "operator": seal.RoleOperator} {
+		file := c.keyFile(name)
+		if _, err := os.Stat(file); err == nil {
+			continue
+		}
+		if err := auth.NewKey(file, c.Trust, &seal.Party{Name: name, Role: role, Verbs: auth.DefaultVerbs(role)}); err != nil {
+			return nil, fmt.Errorf("make a key: %w", err)
+		}
+	}
+	if c.Responder.SignKey == "" {
+		c.Responder.SignKey = c.keyFile("responder")
+	}
+	return c.Responder.Signer()
+}
+
+func (c *upCmd) keyFile(name string) string { return filepath.Join(c.Dir, name+".nk") }

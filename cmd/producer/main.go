@@ -56,6 +56,7 @@ func main() {
 		g.Go(func() error {
 			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: p.Ready}), log)
 		})
+		g.Go(func() error { return daemon.Reloads(ctx, log, p.Reload) })
 		g.Go(func() error { return p.Run(ctx) })
 		return g.Wait()
 	}))

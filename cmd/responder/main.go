@@ -33,13 +33,21 @@ func main() {
 	if err == nil {
 		err = file.Validate()
 	}
+	signer, keyErr := f.Signer()
+	if err == nil {
+		err = keyErr
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "responder:", err)
 		os.Exit(f.Daemon.BadInput())
 	}
 	if f.Daemon.Check {
-		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, NATS %s\nok\n",
-			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, f.Servers())
+		key := "none: firewalls refuse what it asks for, unless they run with --trust none"
+		if signer != nil {
+			key = signer.Public()
+		}
+		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, signing key %s, NATS %s\nok\n",
+			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, key, f.Servers())
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)
@@ -49,7 +57,7 @@ func main() {
 			return err
 		}
 		reg := prometheus.NewRegistry()
-		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg})
+		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Signer: signer, Log: log, Registry: reg})
 		if err != nil {
 			return err
 		}

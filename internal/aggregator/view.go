@@ -21,19 +21,19 @@ func (a *Aggregator) serve() (stop func(), err error) {
 		Name: ServiceName, Description: "ctfleet aggregator: the fleet's counts",
 		Metadata: map[string]string{"version": daemon.ProgramVersion()},
 		Endpoints: []bus.Endpoint{
-			{Name: events.QueryTop, Subject: events.QuerySubject(events.QueryTop), Handle: func(data []byte) (events.Message, error) {
+			{Name: events.QueryTop, Subject: events.QuerySubject(events.QueryTop), Handle: func(r bus.Request) (events.Message, error) {
 				var q events.TopQuery
-				if err := events.Unmarshal(data, &q); err != nil {
+				if err := events.Unmarshal(r.Data, &q); err != nil {
 					return nil, &bus.RequestError{Err: err}
 				}
-				r, err := a.Top(&q)
+				top, err := a.Top(&q)
 				if err != nil {
 					return nil, &bus.RequestError{Err: err}
 				}
-				return r, nil
+				return top, nil
 			}},
-			{Name: events.QueryFirewalls, Subject: events.QuerySubject(events.QueryFirewalls), Handle: func([]byte) (events.Message, error) { return a.Firewalls(), nil }},
-			{Name: events.QueryAlerts, Subject: events.QuerySubject(events.QueryAlerts), Handle: func([]byte) (events.Message, error) { return a.Alerts(), nil }},
+			{Name: events.QueryFirewalls, Subject: events.QuerySubject(events.QueryFirewalls), Handle: func(bus.Request) (events.Message, error) { return a.Firewalls(), nil }},
+			{Name: events.QueryAlerts, Subject: events.QuerySubject(events.QueryAlerts), Handle: func(bus.Request) (events.Message, error) { return a.Alerts(), nil }},
 		},
 	})
 }

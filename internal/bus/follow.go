@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/seal"
 )
 
 // Msg is one message of a stream.
@@ -21,6 +22,11 @@ type Msg struct {
 	Time    time.Time // the stream's: one clock for the whole fleet
 	Seq     uint64    // in the stream
 	Pending uint64    // messages that are behind it in the stream
+	Seal    seal.Seal // of its headers
+}
+
+func message(m jetstream.Msg, meta *jetstream.MsgMetadata) Msg {
+	return Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending, sealOf(m.Headers().Get)}
 }
 
 // FollowFrom says where Follow begins.
@@ -165,7 +171,7 @@ func (f *follower) read(ctx context.Context) error {
 			continue // from before, within the margin
 		}
 		f.seq, f.at = meta.Sequence.Stream, meta.Timestamp
-		f.fn(Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending})
+		f.fn(message(m, meta))
 	}
 }
 
@@ -199,7 +205,7 @@ func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func
 		if err != nil {
 			return fail(err)
 		}
-		fn(Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending})
+		fn(message(m, meta))
 	}
 	return nil
 }
@@ -282,7 +288,7 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 		if err != nil {
 			return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
 		}
-		if err := fn(ctx, Msg{m.Subject(), m.Data(), meta.Timestamp, meta.Sequence.Stream, meta.NumPending}); err != nil {
+		if err := fn(ctx, message(m, meta)); err != nil {
 			err = m.NakWithDelay(time.Second)
 			if err != nil {
 				c.log.Debug("nak", "error", err)
@@ -343,7 +349,7 @@ func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
 		if err != nil {
 			return nil, fmt.Errorf("stream %s: %w", stream, err)
 		}
-		out = append(out, Msg{Subject: m.Subject, Data: m.Data, Time: m.Time, Seq: m.Sequence})
+		out = append(out, Msg{Subject: m.Subject, Data: m.Data, Time: m.Time, Seq: m.Sequence, Seal: sealOf(m.Header.Get)})
 	}
 	slices.SortFunc(out, func(a, b Msg) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -162,7 +163,12 @@ func permanent(err error) bool {
 // PublishMessage sends one map message to a stream and waits for the
 // acknowledgement. id may be empty.
 func (c *Conn) PublishMessage(ctx context.Context, subject, id string, m events.Message) error {
-	data, err := events.Marshal(m)
+	return c.PublishSealed(ctx, nil, subject, id, m)
+}
+
+// PublishSealed is PublishMessage, sealed by a signer.
+func (c *Conn) PublishSealed(ctx context.Context, by *seal.Signer, subject, id string, m events.Message) error {
+	msg, err := sealed(by, subject, m)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrPermanent, err)
 	}
@@ -170,7 +176,7 @@ func (c *Conn) PublishMessage(ctx context.Context, subject, id string, m events.
 	if id != "" {
 		opts = append(opts, jetstream.WithMsgID(id))
 	}
-	if _, err := c.JS.Publish(ctx, subject, data, opts...); err != nil {
+	if _, err := c.JS.PublishMsg(ctx, msg, opts...); err != nil {
 		if permanent(err) {
 			err = fmt.Errorf("%w: %w", ErrPermanent, err)
 		}

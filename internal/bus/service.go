@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -33,7 +34,14 @@ type Endpoint struct {
 	Subject string
 	// Handle gets the request and returns the answer. An error answers with
 	// code 400 when it is a RequestError, else 500.
-	Handle func(data []byte) (events.Message, error)
+	Handle func(Request) (events.Message, error)
+}
+
+// Request is what an endpoint was asked.
+type Request struct {
+	Subject string
+	Data    []byte
+	Seal    seal.Seal
 }
 
 // RequestError says that the request was wrong, not the one who answers.
@@ -80,7 +88,7 @@ func (c *Conn) answer(r micro.Request, e Endpoint) {
 		c.throttle.Warn(c.log, "request refused: its reply subject is no inbox", "subject", r.Subject())
 		return
 	}
-	m, err := e.Handle(r.Data())
+	m, err := e.Handle(Request{r.Subject(), r.Data(), sealOf(r.Headers().Get)})
 	var data []byte
 	if err == nil {
 		data, err = events.Marshal(m)
@@ -99,13 +107,45 @@ func (c *Conn) answer(r micro.Request, e Endpoint) {
 	}
 }
 
-// ErrNobody is returned when nobody answers on a subject.
-var ErrNobody = errors.New("nobody answers")
+// sealOf reads a seal from a message's headers.
+func sealOf(header func(string) string) seal.Seal {
+	return seal.Seal{Key: header(seal.HeaderKey), Signature: header(seal.HeaderSignature)}
+}
+
+// sealed makes a message that a signer seals, if there is one.
+func sealed(by *seal.Signer, subject string, m events.Message) (*nats.Msg, error) {
+	data, err := events.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	out := &nats.Msg{Subject: subject, Data: data}
+	s, err := by.Sign(subject, data)
+	if err != nil {
+		return nil, err
+	}
+	if s != (seal.Seal{}) {
+		out.Header = nats.Header{seal.HeaderKey: {s.Key}, seal.HeaderSignature: {s.Signature}}
+	}
+	return out, nil
+}
+
+var (
+	// ErrNobody is returned when nobody answers on a subject.
+	ErrNobody = errors.New("nobody answers")
+	// ErrNoAnswer is returned when somebody was asked and the answer did not come
+	// in time: what was asked for may have been done.
+	ErrNoAnswer = errors.New("no answer in time")
+)
 
 // Request asks and decodes the answer. What the service refused is returned as
 // its own words.
 func (c *Conn) Request(ctx context.Context, subject string, ask, answer events.Message) error {
-	data, err := events.Marshal(ask)
+	return c.Command(ctx, nil, subject, ask, answer)
+}
+
+// Command is Request, sealed by a signer.
+func (c *Conn) Command(ctx context.Context, by *seal.Signer, subject string, ask, answer events.Message) error {
+	msg, err := sealed(by, subject, ask)
 	if err != nil {
 		return err
 	}
@@ -114,12 +154,12 @@ func (c *Conn) Request(ctx context.Context, subject string, ask, answer events.M
 		ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 	}
-	m, err := c.NC.RequestWithContext(ctx, subject, data)
+	m, err := c.NC.RequestMsgWithContext(ctx, msg)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("%s: %w", subject, ErrNobody)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("%s: no answer in time", subject)
+		return fmt.Errorf("%s: %w", subject, ErrNoAnswer)
 	case err != nil:
 		return fmt.Errorf("%s: %w", subject, err)
 	}

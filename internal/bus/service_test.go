@@ -20,7 +20,8 @@ func echo(t *testing.T, c *Conn, name string, handled *atomic.Int64) {
 	stop, err := c.Serve(Service{
 		Name: "test", Metadata: map[string]string{"firewall": name},
 		Stats: func() any { return map[string]string{"of": name} },
-		Endpoints: []Endpoint{{Name: "ask", Subject: "ct.v1.query.ask", Handle: func(data []byte) (events.Message, error) {
+		Endpoints: []Endpoint{{Name: "ask", Subject: "ct.v1.query.ask", Handle: func(r Request) (events.Message, error) {
+			data := r.Data
 			if handled != nil {
 				handled.Add(1)
 			}

@@ -148,6 +148,26 @@ func Run(log *slog.Logger, run func(context.Context) error) int {
 	return supervise(ctx, log, run, os.Exit)
 }
 
+// Reloads calls reload at each SIGHUP until ctx ends. What cannot be read is
+// logged, and what was in force stays so.
+func Reloads(ctx context.Context, log *slog.Logger, reload func() error) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+		}
+		if err := reload(); err != nil {
+			log.Error("reload: what was in force stays so", "error", err)
+		} else {
+			log.Info("reloaded")
+		}
+	}
+}
+
 // supervise is Run without signals: ctx ends when the program is to stop, and
 // exit is called when it does not.
 func supervise(ctx context.Context, log *slog.Logger, run func(context.Context) error, exit func(int)) int {

@@ -2,17 +2,18 @@
 // be carried out: whatever the bus says, whoever sent it. It is pure: a command
 // and the time go in, refusals come out; it touches neither kernel nor bus.
 //
-// The checks, in the order they are made: the command names addresses; it is
-// for this firewall, its realm and this run of its producer; it is fresh by the
-// firewall's own clock; deletion is enabled, and what this host cannot live
-// without is known; it was not seen before; each prefix is no wider than
-// allowed, and none is protected; there were not too many within the last minute.
-// A prefix that merely contains a protected address is carried out around it, entry
-// by entry (see [Guard.Keep]); and what an alert says must hold in this firewall's
-// own table, too (see [Guard.Claim]).
+// The checks, in the order they are made: deletion is enabled; the command is
+// signed by a key that is trusted for its verb; it names addresses; it is for this
+// firewall, its realm and this run of its producer; it is fresh by the firewall's
+// own clock; what this host cannot live without is known; it was not seen before;
+// each prefix is no wider than allowed, and none is protected; there were not too
+// many within the last minute. A prefix that merely contains a protected address is
+// carried out around it, entry by entry (see [Guard.Keep]); and what an alert says
+// must hold in this firewall's own table, too (see [Guard.Claim]).
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -37,6 +39,10 @@ const (
 	RateLimited   = "rate-limited"    // as many were named within the last minute as this firewall allows
 	Protected     = "protected"       // the address is listed as one that must not be touched
 	Malformed     = "malformed"       // it names no address
+	Unsigned      = "unsigned"        // nobody signed it
+	Untrusted     = "untrusted-key"   // somebody did who is not trusted here
+	NotForVerb    = "not-for-verb"    // somebody did who may not ask for this
+	Forged        = "bad-signature"   // the signature belongs to something else
 )
 
 // MaxLife is how far ahead a command may expire.
@@ -47,6 +53,7 @@ type Config struct {
 	Firewall   string
 	Realm      string
 	Boot       string
+	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
 	Protect    []netip.Prefix
 	// MinBits are the widest prefixes that may be flushed.
@@ -85,6 +92,9 @@ func New(cfg Config) *Guard {
 	if cfg.MinBits6 == 0 {
 		cfg.MinBits6 = DefaultMinBits6
 	}
+	if cfg.Trust == nil {
+		cfg.Trust, _ = seal.OpenTrust("") // reads nothing
+	}
 	g := &Guard{cfg: cfg, seen: map[string]int64{}}
 	g.Protect(nil)
 	g.ready = false
@@ -110,6 +120,42 @@ type Verdict struct {
 	Reason string // one of the constants
 	Text   string // for a person
 	Zone   uint16 // of an allowed command: the conntrack zone whose entries are meant
+	// Actor and Who are whose command it is: the role and the name that the trust
+	// file gives to its key. Where everybody is trusted, Actor is what the command
+	// says.
+	Actor, Who string
+}
+
+// Sealed is a command as it came: its seal is over the subject and the bytes.
+type Sealed struct {
+	Seal    seal.Seal
+	Subject string
+	Body    []byte
+}
+
+// sealReasons say which refusal a seal that is not accepted leads to.
+var sealReasons = []struct {
+	err    error
+	reason string
+}{{seal.ErrUnsigned, Unsigned}, {seal.ErrUntrusted, Untrusted}, {seal.ErrVerb, NotForVerb}, {seal.ErrForged, Forged}}
+
+// identify fills in whose command it is, or refuses it. A dry run deletes nothing
+// and needs no signature.
+func (g *Guard) identify(v *Verdict, c *events.Command, s Sealed) bool {
+	party, err := g.cfg.Trust.Verify(s.Seal, c.Verb, s.Subject, s.Body)
+	switch {
+	case err == nil && !g.cfg.Trust.Open():
+		v.Actor, v.Who = party.Role, party.Name
+	case err != nil && !c.DryRun:
+		v.Text = err.Error()
+		for _, r := range sealReasons {
+			if errors.Is(err, r.err) {
+				v.Reason = r.reason
+			}
+		}
+		return false
+	}
+	return true
 }
 
 // Allowed reports whether the command may be carried out.
@@ -118,12 +164,20 @@ func (v Verdict) Allowed() bool { return v.Reason == "" }
 // Check judges a flush command at now (ns, the firewall's monotonic clock). An
 // allowed command is remembered: its id is refused from then on. A dry run
 // deletes nothing and needs no permission to delete.
-func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
+func (g *Guard) Check(c *events.Command, s Sealed, now int64) (Verdict, []netip.Prefix) {
+	v := Verdict{Actor: c.Actor} // until it is known better
 	no := func(reason, format string, args ...any) (Verdict, []netip.Prefix) {
-		return Verdict{Reason: reason, Text: fmt.Sprintf(format, args...)}, nil
+		v.Reason, v.Text = reason, fmt.Sprintf(format, args...)
+		return v, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !c.DryRun && !g.cfg.AllowFlush {
+		return no(NotEnabled, "this producer runs without --allow-flush")
+	}
+	if !g.identify(&v, c, s) {
+		return v, nil
+	}
 	prefixes, err := c.Prefixes()
 	zone, ours := uint16(0), true
 	if c.Realm != "" {
@@ -143,8 +197,6 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		return no(Expired, "the command expired %s ago", time.Duration(now-max(c.Expires, 0)).Round(time.Millisecond))
 	case c.Expires > now+int64(MaxLife):
 		return no(TooFarAhead, "the command would live for %s, at most %s is allowed", time.Duration(c.Expires-now).Round(time.Second), MaxLife)
-	case !c.DryRun && !g.cfg.AllowFlush:
-		return no(NotEnabled, "this producer runs without --allow-flush")
 	case !g.ready:
 		return no(NotReady, "what this host cannot live without is not known yet")
 	}
@@ -153,7 +205,7 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 			delete(g.seen, id)
 		}
 	}
-	if owes(c) && len(prefixes) > 1 {
+	if owes(v.Actor, c) && len(prefixes) > 1 {
 		return no(Malformed, "addresses: %d, a command that is not an operator's own names one: what is here of one must not vouch for another", len(prefixes))
 	}
 	if _, ok := g.seen[c.ID]; ok {
@@ -177,7 +229,8 @@ func (g *Guard) Check(c *events.Command, now int64) (Verdict, []netip.Prefix) {
 		}
 		g.seen[c.ID] = c.Expires
 	}
-	return Verdict{Zone: zone}, prefixes
+	v.Zone = zone
+	return v, prefixes
 }
 
 // take uses up n of the addresses that are allowed within a minute.
@@ -196,14 +249,16 @@ func (g *Guard) take(n int, now int64) bool {
 }
 
 // owes reports whether a command must make a claim that holds here.
-func owes(c *events.Command) bool { return c.Actor != events.ActorOperator || c.Alert != "" }
+func owes(actor string, c *events.Command) bool {
+	return actor != events.ActorOperator || c.Alert != ""
+}
 
 // Claim says what must hold in this firewall's own table before an allowed command
 // is carried out: so many entries, and that one of them was answered. The counts
 // behind an alert come from other firewalls, one of which may lie; and whoever
 // sends packets may write another's address into them. An operator has looked.
-func (g *Guard) Claim(c *events.Command) (least uint64, answered bool) {
-	if !owes(c) {
+func (g *Guard) Claim(v Verdict, c *events.Command) (least uint64, answered bool) {
+	if !owes(v.Actor, c) {
 		return 0, false
 	}
 	return g.cfg.MinLocal, c.By != events.ByDst && !c.Unanswered

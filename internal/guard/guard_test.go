@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -26,7 +27,15 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func config() Config {
-	return Config{Firewall: "fw-a", Realm: "lab", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
+	return Config{Trust: trust(seal.TrustNone), Firewall: "fw-a", Realm: "lab", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
+}
+
+func trust(path string) *seal.Trust {
+	t, err := seal.OpenTrust(path)
+	if err != nil {
+		panic(err)
+	}
+	return t
 }
 
 func newGuard(c Config) *Guard {
@@ -48,7 +57,7 @@ func TestCheck(t *testing.T) {
 	f := func(reason, text string, change func(*events.Command)) {
 		t.Helper()
 		c := command(change)
-		v, prefixes := newGuard(config()).Check(c, now)
+		v, prefixes := newGuard(config()).Check(c, Sealed{}, now)
 		if v.Reason != reason || v.Allowed() != (reason == "") || !strings.Contains(v.Text, text) {
 			t.Errorf("%+v: %q (%s), want %q (%s)", c, v.Reason, v.Text, reason, text)
 		}
@@ -123,14 +132,14 @@ func TestDisabled(t *testing.T) {
 	c := config()
 	c.AllowFlush = false
 	g := newGuard(c)
-	if v, _ := g.Check(command(nil), now); v.Reason != NotEnabled || !strings.Contains(v.Text, "--allow-flush") {
+	if v, _ := g.Check(command(nil), Sealed{}, now); v.Reason != NotEnabled || !strings.Contains(v.Text, "--allow-flush") {
 		t.Errorf("without --allow-flush: %+v", v)
 	}
 	dry := func(c *events.Command) { c.DryRun = true }
-	if v, _ := g.Check(command(dry), now); !v.Allowed() {
+	if v, _ := g.Check(command(dry), Sealed{}, now); !v.Allowed() {
 		t.Errorf("a dry run deletes nothing: %+v", v)
 	}
-	if v, _ := g.Check(command(func(c *events.Command) { dry(c); c.Addresses = []string{"192.0.2.1"} }), now); v.Reason != Protected {
+	if v, _ := g.Check(command(func(c *events.Command) { dry(c); c.Addresses = []string{"192.0.2.1"} }), Sealed{}, now); v.Reason != Protected {
 		t.Errorf("a dry run shows what would be refused: %+v", v)
 	}
 }
@@ -140,7 +149,7 @@ func TestWidths(t *testing.T) {
 	c.MinBits4, c.MinBits6 = 30, 126
 	g := newGuard(c)
 	for address, want := range map[string]string{"198.18.0.0/30": "", "198.18.0.0/29": TooWide, "2001:db8:9::/126": "", "2001:db8:9::/125": TooWide} {
-		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Addresses = address, []string{address} }), now)
+		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Addresses = address, []string{address} }), Sealed{}, now)
 		if v.Reason != want {
 			t.Errorf("%s: %+v, want %q", address, v, want)
 		}
@@ -151,7 +160,7 @@ func TestReplay(t *testing.T) {
 	g := newGuard(config())
 	check := func(want, id string, at, expires int64, dry bool) {
 		t.Helper()
-		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Expires, c.DryRun = id, expires, dry }), at)
+		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Expires, c.DryRun = id, expires, dry }), Sealed{}, at)
 		if v.Reason != want {
 			t.Errorf("%s at %d: %q, want %q", id, at, v.Reason, want)
 		}
@@ -177,7 +186,7 @@ func TestProtectReplaces(t *testing.T) {
 	g := newGuard(config())
 	refused := func(address string, want bool) {
 		t.Helper()
-		v, _ := g.Check(command(func(c *events.Command) { c.Addresses, c.DryRun = []string{address}, true }), now)
+		v, _ := g.Check(command(func(c *events.Command) { c.Addresses, c.DryRun = []string{address}, true }), Sealed{}, now)
 		if v.Allowed() == want {
 			t.Errorf("%s: %+v, want refused %t", address, v, want)
 		}
@@ -228,7 +237,7 @@ func TestConcurrentUse(t *testing.T) {
 	for w := range workers {
 		wg.Go(func() {
 			for i := range ids {
-				v, _ := g.Check(command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), now)
+				v, _ := g.Check(command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), Sealed{}, now)
 				allowed[w][i] = v.Allowed()
 				g.Protect(allowlist.Addresses("own address", addrs("192.0.2.1")...))
 				g.Keep(events.BySrc)(&events.Event{})
@@ -270,7 +279,7 @@ func FuzzCheck(f *testing.F) {
 		if two != "" {
 			c.Addresses = append(c.Addresses, two)
 		}
-		v, prefixes := g.Check(c, at)
+		v, prefixes := g.Check(c, Sealed{}, at)
 		if !v.Allowed() {
 			if v.Text == "" || prefixes != nil {
 				t.Fatalf("%+v is refused with %+v and prefixes %v", c, v, prefixes)
@@ -308,7 +317,7 @@ func FuzzCheck(f *testing.F) {
 				}
 			}
 		}
-		if again, _ := g.Check(c, at); again.Allowed() != dry {
+		if again, _ := g.Check(c, Sealed{}, at); again.Allowed() != dry {
 			t.Fatalf("%+v a second time: %+v", c, again)
 		}
 	})
@@ -316,11 +325,11 @@ func FuzzCheck(f *testing.F) {
 
 func TestNothingIsDeletedBeforeTheHostIsKnown(t *testing.T) {
 	g := New(config())
-	if v, _ := g.Check(command(nil), now); v.Reason != NotReady {
+	if v, _ := g.Check(command(nil), Sealed{}, now); v.Reason != NotReady {
 		t.Errorf("before the host was listed: %+v", v)
 	}
 	g.Protect(nil)
-	if v, _ := g.Check(command(nil), now); !v.Allowed() {
+	if v, _ := g.Check(command(nil), Sealed{}, now); !v.Allowed() {
 		t.Errorf("after: %+v", v)
 	}
 }
@@ -332,7 +341,8 @@ func TestClaimIsAskedForWhereNobodyLooked(t *testing.T) {
 	g := newGuard(c)
 	f := func(what string, least uint64, answered bool, change func(*events.Command)) {
 		t.Helper()
-		if l, a := g.Claim(command(change)); l != least || a != answered {
+		c := command(change)
+		if l, a := g.Claim(Verdict{Actor: c.Actor}, c); l != least || a != answered {
 			t.Errorf("%s: at least %d, answered %t, want %d, %t", what, l, a, least, answered)
 		}
 	}
@@ -358,7 +368,7 @@ func TestRate(t *testing.T) {
 		n++
 		cmd := command(change)
 		cmd.ID, cmd.Expires = fmt.Sprint("id-", n), at+10*second
-		if v, _ := g.Check(cmd, at); v.Reason != reason {
+		if v, _ := g.Check(cmd, Sealed{}, at); v.Reason != reason {
 			t.Errorf("at %d s: %+v, want %q", (at-now)/second, v, reason)
 		}
 	}
@@ -382,10 +392,10 @@ func TestRate(t *testing.T) {
 	held := command(nil)
 	held.ID = "held"
 	held.Expires = now + 3670*second
-	if v, _ := g.Check(held, now+3659*second); v.Reason != RateLimited {
+	if v, _ := g.Check(held, Sealed{}, now+3659*second); v.Reason != RateLimited {
 		t.Errorf("within a minute: %+v", v)
 	}
-	if v, _ := g.Check(held, now+3660*second); !v.Allowed() {
+	if v, _ := g.Check(held, Sealed{}, now+3660*second); !v.Allowed() {
 		t.Errorf("a minute after the first: %+v", v)
 	}
 }

@@ -15,6 +15,7 @@ type Facts struct {
 	BufferWanted  int
 	AllowFlush    bool
 	Unsigned      bool // commands are accepted without a signature
+	Trusted       int  // keys whose commands are accepted
 }
 
 // Finding is one thing an operator should know, and what to do about it.
@@ -68,7 +69,10 @@ func Preflight(f Facts) []Finding {
 			"A flush frees the table; it does not stop routed TCP. sysctl -w net.netfilter.nf_conntrack_tcp_loose=0 does.")
 	}
 	if f.AllowFlush && f.Unsigned {
-		note("--allow-flush with --trust none: whoever may publish commands on the bus can flush this table.", "Restrict who may publish below ct.v1.cmd on the server.")
+		note("--allow-flush with --trust none: whoever may publish commands on the bus can flush this table.", "Restrict who may publish below ct.v1.cmd on the server, or name the keys to trust: ctfleet auth key, --trust FILE.")
+	}
+	if f.AllowFlush && !f.Unsigned && f.Trusted == 0 {
+		note("--allow-flush, but no key is trusted: every command that deletes is refused.", "ctfleet auth key makes keys and the file for --trust.")
 	}
 	return out
 }

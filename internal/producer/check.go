@@ -10,6 +10,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/internal/seal"
 )
 
 // preflight logs what an operator should know about this host and keeps it for
@@ -17,7 +18,7 @@ import (
 func (p *Producer) preflight() {
 	granted, wanted := p.reader.Buffer()
 	var list []string
-	for _, f := range host.Preflight(gather(p.opt, p.ns, granted, wanted)) {
+	for _, f := range host.Preflight(gather(p.opt, p.ns, p.trust, granted, wanted)) {
 		level := slog.LevelWarn
 		if f.Fatal {
 			level = slog.LevelError
@@ -29,8 +30,8 @@ func (p *Producer) preflight() {
 }
 
 // gather reads the facts that the preflight judges.
-func gather(opt Options, ns *host.Namespace, granted, wanted int) host.Facts {
-	f := host.Facts{NetAdmin: host.NetAdmin(), BufferGranted: granted, BufferWanted: wanted, AllowFlush: opt.AllowFlush, Unsigned: opt.Trust == "none"}
+func gather(opt Options, ns *host.Namespace, trust *seal.Trust, granted, wanted int) host.Facts {
+	f := host.Facts{NetAdmin: host.NetAdmin(), BufferGranted: granted, BufferWanted: wanted, AllowFlush: opt.AllowFlush, Unsigned: trust.Open(), Trusted: trust.Len()}
 	conn, err := conntrack.Dial(ns)
 	if err == nil {
 		_, err = conn.State()
@@ -55,9 +56,12 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 	if err := opt.Validate(); err != nil {
 		return err
 	}
+	trust, err := seal.OpenTrust(opt.Trust)
+	if err != nil {
+		return fmt.Errorf("--trust: %w", err)
+	}
 	var ns *host.Namespace
 	if opt.NetNS != "" {
-		var err error
 		if ns, err = host.OpenNamespace(opt.NetNS); err != nil {
 			return fmt.Errorf("--netns: %w", err)
 		}
@@ -69,12 +73,12 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 		granted, wanted = r.Buffer()
 		r.Close()
 	}
-	facts := gather(opt, ns, granted, wanted)
+	facts := gather(opt, ns, trust, granted, wanted)
 	if facts.TableError == nil {
 		facts.TableError = err
 	}
-	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trust %s, NATS %s\n",
-		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, opt.Trust, nats.Servers())
+	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trusts %s, NATS %s\n",
+		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, trust, nats.Servers())
 	if id, err := host.Identify(ns); err == nil {
 		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/internal/live"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/internal/spool"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -41,7 +42,7 @@ type Options struct {
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
 	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
 	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed within any minute, whoever asks; 0 for no limit (${default})."`
-	Trust       string            `enum:"none" default:"none" help:"Whose commands to accept. This version knows only none: whoever may publish commands on the bus, unsigned."`
+	Trust       string            `placeholder:"FILE|none" help:"Whose signed commands to carry out: a file of public keys and what each may ask for, read again on SIGHUP; none: everybody's, unsigned. Without it every command that deletes is refused."`
 }
 
 // Validate reports the first option that is wrong and fills in the name.
@@ -108,6 +109,7 @@ type Producer struct {
 	conn   *bus.Conn
 	reader *conntrack.Reader
 	guard  *guard.Guard
+	trust  *seal.Trust
 
 	account  spool.Account
 	ring     *spool.Ring // live batches
@@ -156,6 +158,10 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	p.records, p.changed = make(chan record, maxRecords), make(chan struct{}, 1)
 	p.life, p.end = context.WithCancel(context.Background())
 	p.resync.init()
+	var err error
+	if p.trust, err = seal.OpenTrust(opt.Trust); err != nil {
+		return nil, fmt.Errorf("--trust: %w", err)
+	}
 	if opt.NetNS != "" {
 		ns, err := host.OpenNamespace(opt.NetNS)
 		if err != nil {
@@ -169,7 +175,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	p.reader = reader
 	p.preflight()
-	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
+	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
@@ -186,6 +192,14 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	p.protect()
 	p.metrics.register(deps.Registry, p)
 	return p, nil
+}
+
+// Reload reads the trust file again: what an operator changes while it runs.
+func (p *Producer) Reload() error {
+	if err := p.trust.Reload(); err != nil {
+		return fmt.Errorf("--trust: %w", err)
+	}
+	return nil
 }
 
 // Boot identifies this run.

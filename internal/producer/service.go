@@ -10,6 +10,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -32,16 +33,16 @@ func (p *Producer) serve() (stop func(), err error) {
 		Endpoints: []bus.Endpoint{
 			{Name: events.VerbFlush, Subject: subject(events.VerbFlush), Handle: p.handleFlush},
 			{Name: events.VerbResync, Subject: subject(events.VerbResync), Handle: p.handleResync},
-			{Name: events.VerbStatus, Subject: subject(events.VerbStatus), Handle: func([]byte) (events.Message, error) { return p.health(false), nil }},
+			{Name: events.VerbStatus, Subject: subject(events.VerbStatus), Handle: func(bus.Request) (events.Message, error) { return p.health(false), nil }},
 		},
 	})
 }
 
 // command decodes a command and checks that it belongs on the subject that it
 // came on.
-func (p *Producer) command(data []byte, verb string) (*events.Command, error) {
+func (p *Producer) command(req bus.Request, verb string) (*events.Command, error) {
 	var c events.Command
-	if err := events.Unmarshal(data, &c); err != nil {
+	if err := events.Unmarshal(req.Data, &c); err != nil {
 		p.refuse("command", events.CommandSubject(p.opt.Name, verb), err)
 		return nil, &bus.RequestError{Err: err}
 	}
@@ -52,8 +53,8 @@ func (p *Producer) command(data []byte, verb string) (*events.Command, error) {
 }
 
 // handleResync grants a dump to whoever asks; resyncLoop spaces them.
-func (p *Producer) handleResync(data []byte) (events.Message, error) {
-	c, err := p.command(data, events.VerbResync)
+func (p *Producer) handleResync(req bus.Request) (events.Message, error) {
+	c, err := p.command(req, events.VerbResync)
 	if err != nil {
 		return nil, err
 	}
@@ -70,14 +71,14 @@ func (p *Producer) handleResync(data []byte) (events.Message, error) {
 
 // handleFlush judges a command, carries it out and answers with the receipt,
 // which is also recorded in the audit stream.
-func (p *Producer) handleFlush(data []byte) (events.Message, error) {
-	c, err := p.command(data, events.VerbFlush)
+func (p *Producer) handleFlush(req bus.Request) (events.Message, error) {
+	c, err := p.command(req, events.VerbFlush)
 	if err != nil {
 		return nil, err
 	}
 	p.flushing.Lock()
 	defer p.flushing.Unlock()
-	r, match := p.flush(c)
+	r, match := p.flush(req, c)
 	for _, f := range r.Refused {
 		p.metrics.refusals.WithLabelValues(f.Reason).Add(float64(max(f.Count, 1)))
 	}
@@ -93,7 +94,7 @@ func (p *Producer) handleFlush(data []byte) (events.Message, error) {
 }
 
 // flush returns the receipt and, when the command was allowed, what it matched.
-func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Match) {
+func (p *Producer) flush(req bus.Request, c *events.Command) (r *events.Receipt, m conntrack.Match) {
 	r = &events.Receipt{
 		ID: c.ID, Firewall: p.opt.Name, Verb: c.Verb, Actor: c.Actor, Reason: c.Reason, Alert: c.Alert, Rule: c.Rule,
 		Addresses: c.Addresses, By: c.By, DryRun: c.DryRun, Unanswered: c.Unanswered, Time: time.Now().UnixMilli(), Refused: []events.Refusal{},
@@ -101,7 +102,8 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
 		r.TCPLoose = *s.TCPLoose != 0
 	}
-	verdict, prefixes := p.guard.Check(c, conntrack.Monotonic())
+	verdict, prefixes := p.guard.Check(c, guard.Sealed{Seal: req.Seal, Subject: req.Subject, Body: req.Data}, conntrack.Monotonic())
+	r.Actor, r.Who = verdict.Actor, verdict.Who
 	if !verdict.Allowed() {
 		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: verdict.Reason}), verdict.Text
 		return r, m
@@ -122,7 +124,7 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 	}
 	r.TableBefore = before.Count
 	var claim conntrack.Claim
-	claim.Least, claim.Answered = p.guard.Claim(c)
+	claim.Least, claim.Answered = p.guard.Claim(verdict, c)
 	res, err := conn.Flush(ctx, m, conntrack.FlushOptions{
 		DryRun: c.DryRun,
 		Claim:  claim,

@@ -116,7 +116,7 @@ func (r *Responder) send(ctx context.Context, c *events.Command) error {
 		return fmt.Errorf("%s: too many commands are under way", c.Firewall)
 	}
 	var receipt events.Receipt
-	if err := r.conn.Request(ctx, events.CommandSubject(c.Firewall, c.Verb), c, &receipt); err != nil {
+	if err := r.conn.Command(ctx, r.signer, events.CommandSubject(c.Firewall, c.Verb), c, &receipt); err != nil {
 		return fmt.Errorf("%s: %w", c.Firewall, err)
 	}
 	r.log.Info("receipt", "firewall", receipt.Firewall, "addresses", receipt.Addresses, "matched", receipt.Matched, "deleted", receipt.Deleted,

@@ -18,12 +18,26 @@ import (
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // Options are what an operator sets; the flags of cmd/responder.
 type Options struct {
-	Policy string `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts. Without it the responder only observes."`
+	Policy  string `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts. Without it the responder only observes."`
+	SignKey string `type:"path" placeholder:"FILE" help:"Seed of the nkey that commands are signed with. Firewalls refuse unsigned ones, unless they run with --trust none."`
+}
+
+// Signer reads the key of --sign-key; nil where there is none.
+func (o *Options) Signer() (*seal.Signer, error) {
+	if o.SignKey == "" {
+		return nil, nil
+	}
+	s, err := seal.ReadSigner(o.SignKey)
+	if err != nil {
+		return nil, fmt.Errorf("--sign-key: %w", err)
+	}
+	return s, nil
 }
 
 // Load returns the policy file, or one that only observes.
@@ -38,7 +52,8 @@ func (o *Options) Load() (policy.File, error) {
 
 // Dependencies are what a responder is given by whoever runs it.
 type Dependencies struct {
-	Bus      bus.Config // Role, Name and Patient are filled in
+	Bus      bus.Config   // Role, Name and Patient are filled in
+	Signer   *seal.Signer // of commands; nil: they are not signed
 	Log      *slog.Logger
 	Registry *prometheus.Registry // may be nil
 }
@@ -64,9 +79,10 @@ const (
 
 // Responder acts on alerts.
 type Responder struct {
-	file policy.File
-	conn *bus.Conn
-	log  *slog.Logger
+	file   policy.File
+	conn   *bus.Conn
+	signer *seal.Signer
+	log    *slog.Logger
 
 	mu     sync.Mutex
 	engine *policy.Engine
@@ -95,7 +111,7 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	r := &Responder{
-		file: file, engine: policy.New(file), log: deps.Log, reg: deps.Registry,
+		file: file, engine: policy.New(file), signer: deps.Signer, log: deps.Log, reg: deps.Registry,
 		fleet: map[string]sighting{}, own: map[string]time.Time{}, handled: map[string]time.Time{}, slots: make(chan struct{}, maxSending),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),

@@ -99,9 +99,9 @@ func (r *rig) join(f *firewall) *firewall {
 		f.boot = "boot-of-" + f.name
 	}
 	stop, err := r.conn.Serve(bus.Service{Name: "ct-producer", Endpoints: []bus.Endpoint{{
-		Name: events.VerbFlush, Subject: events.CommandSubject(f.name, events.VerbFlush), Handle: func(data []byte) (events.Message, error) {
+		Name: events.VerbFlush, Subject: events.CommandSubject(f.name, events.VerbFlush), Handle: func(req bus.Request) (events.Message, error) {
 			var c events.Command
-			if err := events.Unmarshal(data, &c); err != nil {
+			if err := events.Unmarshal(req.Data, &c); err != nil {
 				r.t.Errorf("%s: %v", f.name, err)
 				return nil, err
 			}

@@ -16,6 +16,7 @@ type Receipt struct {
 	Firewall  string   `msgpack:"firewall" json:"firewall"`
 	Verb      string   `msgpack:"verb" json:"verb"`
 	Actor     string   `msgpack:"actor" json:"actor"`
+	Who       string   `msgpack:"who,omitempty" json:"who,omitempty"` // whose key signed it, by the firewall's trust file
 	Reason    string   `msgpack:"reason,omitempty" json:"reason,omitempty"`
 	Alert     string   `msgpack:"alert,omitempty" json:"alert,omitempty"`
 	Rule      string   `msgpack:"rule,omitempty" json:"rule,omitempty"`
@@ -53,7 +54,7 @@ func (r *Receipt) Validate() error {
 	if err := checkFinite("duration_ms", r.DurationMS); err != nil {
 		return err
 	}
-	texts := [][2]string{{"id", r.ID}, {"verb", r.Verb}, {"actor", r.Actor}, {"reason", r.Reason}, {"alert", r.Alert},
+	texts := [][2]string{{"id", r.ID}, {"verb", r.Verb}, {"actor", r.Actor}, {"who", r.Who}, {"reason", r.Reason}, {"alert", r.Alert},
 		{"rule", r.Rule}, {"by", r.By}, {"error", r.Error}}
 	for _, s := range r.Addresses {
 		texts = append(texts, [2]string{"addresses", s})
