@@ -20,7 +20,7 @@ import (
 func TestFleet(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "fw-a", "fw-b")
-	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || strings.Count(r.stdout, "CT_") != 5 {
+	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || strings.Count(r.stdout, "CT_") != 8 {
 		t.Fatalf("bootstrap: %+v", r)
 	}
 	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || r.stdout != `{"changed":[]}`+"\n" {

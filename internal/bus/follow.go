@@ -121,11 +121,27 @@ func (f *follower) begin(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
 
 // read delivers messages until something goes wrong.
 func (f *follower) read(ctx context.Context) error {
+	err := f.conn.consume(ctx, f.stream, f.begin, func(m Msg) {
+		if m.Seq <= f.seq && !m.Time.After(f.at) {
+			return // from before, within the margin
+		}
+		f.seq, f.at = m.Seq, m.Time
+		f.fn(m)
+	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		f.met = true // so that all of it is new when it comes
+	}
+	return err
+}
+
+// consume delivers the messages of a stream, in the order of a consumer that begin
+// configures, until something goes wrong: errReconnected when the connection was
+// lost meanwhile.
+func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream.StreamInfo) jetstream.ConsumerConfig, fn func(Msg)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	nc := f.conn.NC
-	connected := nc.StatusChanged(nats.CONNECTED)
-	defer nc.RemoveStatusListener(connected)
+	connected := c.NC.StatusChanged(nats.CONNECTED)
+	defer c.NC.RemoveStatusListener(connected)
 	go func() {
 		select {
 		case <-connected:
@@ -137,16 +153,13 @@ func (f *follower) read(ctx context.Context) error {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
-		return fmt.Errorf("read stream %s: %w", f.stream, err)
+		return fmt.Errorf("read stream %s: %w", stream, err)
 	}
-	s, err := f.conn.JS.Stream(ctx, f.stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		f.met = true // so that all of it is new when it comes
-	}
+	s, err := c.JS.Stream(ctx, stream)
 	if err != nil {
 		return fail(err)
 	}
-	cons, err := s.CreateConsumer(ctx, f.begin(s.CachedInfo()))
+	cons, err := s.CreateConsumer(ctx, begin(s.CachedInfo()))
 	if err != nil {
 		return fail(err)
 	}
@@ -167,11 +180,7 @@ func (f *follower) read(ctx context.Context) error {
 		if meta.Sequence.Consumer != delivered {
 			return fail(fmt.Errorf("delivery %d came after %d", meta.Sequence.Consumer, delivered-1))
 		}
-		if meta.Sequence.Stream <= f.seq && !meta.Timestamp.After(f.at) {
-			continue // from before, within the margin
-		}
-		f.seq, f.at = meta.Sequence.Stream, meta.Timestamp
-		f.fn(message(m, meta))
+		fn(message(m, meta))
 	}
 }
 

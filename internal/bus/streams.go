@@ -73,6 +73,9 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 			Name: StreamAudit, Subjects: []string{events.SubjectAudit + ".>"},
 			DenyDelete: true, DenyPurge: true, Duplicates: 2 * time.Minute, MaxMsgSize: events.MaxMessageBytes,
 		},
+		bucket(BucketAllowlist),
+		bucket(BucketApprovals),
+		bucket(BucketGuard),
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-var allStreams = []string{StreamEvents, StreamSnapshots, StreamLast, StreamAlerts, StreamAudit}
+var allStreams = []string{StreamEvents, StreamSnapshots, StreamLast, StreamAlerts, StreamAudit, bucketStream(BucketAllowlist), bucketStream(BucketApprovals), bucketStream(BucketGuard)}
 
 func TestBootstrap(t *testing.T) {
 	s := startServer(t, ServerConfig{Dir: t.TempDir()})

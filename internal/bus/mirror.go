@@ -1,0 +1,130 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/ctfleet/ctfleet/internal/daemon"
+)
+
+// Mirror follows a bucket, and knows whether what it has heard is all there is. It
+// begins anew after each break of the connection: somebody who was away does not
+// know what he missed.
+type Mirror struct {
+	conn   *Conn
+	bucket string
+	begin  func()
+	put    func(Msg)
+	again  chan struct{}
+
+	// current is 0 while what we have heard may not be all, else the number of
+	// reconnects at which it was, and 1.
+	current atomic.Uint64
+
+	mu    sync.Mutex
+	why   error // of not being current
+	clock Clock
+}
+
+// NewMirror returns a mirror of a bucket. begin is called before all values are
+// told, put for each value, also when it is changed; both by Run.
+func (c *Conn) NewMirror(bucket string, begin func(), put func(Msg)) *Mirror {
+	return &Mirror{conn: c, bucket: bucket, begin: begin, put: put, again: make(chan struct{}, 1), why: errors.New("not read yet")}
+}
+
+// Run follows until ctx ends.
+func (m *Mirror) Run(ctx context.Context) error {
+	var throttle daemon.Throttle
+	for ctx.Err() == nil {
+		err := m.read(ctx)
+		m.current.Store(0)
+		if ctx.Err() != nil || errors.Is(err, errAgain) || errors.Is(err, errReconnected) {
+			continue
+		}
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			err = errNoBucket(m.bucket)
+		}
+		m.mu.Lock()
+		m.why = err
+		m.mu.Unlock()
+		if m.conn.NC.IsConnected() { // that it is not is said elsewhere
+			throttle.Warn(m.conn.log, "cannot read a bucket, retrying", "bucket", m.bucket, "error", err)
+		}
+		daemon.Sleep(ctx, retryRead)
+	}
+	return nil
+}
+
+// errAgain ends a read because somebody wants to hear it all again.
+var errAgain = errors.New("again")
+
+// Again begins anew: who is trusted has changed, say.
+func (m *Mirror) Again() {
+	m.current.Store(0)
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Mirror) read(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-m.again:
+			cancel(errAgain)
+		case <-ctx.Done():
+		}
+	}()
+	mark := m.conn.NC.Stats().Reconnects + 1
+	stream := bucketStream(m.bucket)
+	clock, err := m.conn.Clock(ctx, stream)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.clock = clock
+	m.mu.Unlock()
+	m.begin()
+	left := uint64(0)
+	return m.conn.consume(ctx, stream, func(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
+		// One message per key.
+		if left = info.State.Msgs; left == 0 {
+			m.current.Store(mark)
+		}
+		return jetstream.ConsumerConfig{
+			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 30 * time.Second,
+			DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy, FilterSubject: BucketSubject(m.bucket, ">"),
+		}
+	}, func(msg Msg) {
+		m.put(msg)
+		if msg.Pending == 0 {
+			m.current.Store(mark)
+		}
+	})
+}
+
+// Current returns nil when all that the bucket holds has been told, but for what
+// is on its way; else why it may not.
+func (m *Mirror) Current() error {
+	if mark := m.current.Load(); mark != 0 && mark == m.conn.NC.Stats().Reconnects+1 {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return fmt.Errorf("bucket %s: %w", m.bucket, m.why)
+}
+
+// Now is what the server's clock says: values expire by it.
+func (m *Mirror) Now() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.clock.At(time.Now())
+}
