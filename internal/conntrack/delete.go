@@ -180,6 +180,10 @@ func (m *Match) selection() func(*message, uint32) {
 	if addr, ok := m.single(); ok {
 		return func(msg *message, seq uint32) { msg.dumpFiltered(seq, addr, m.By) }
 	}
+	if t := m.Towards; t.IsValid() { // both sides of an entry are of one family
+		ipv6 := t.Addr().Is6()
+		return func(msg *message, seq uint32) { msg.dump(seq, familyOf(ipv6)) }
+	}
 	family := m.Prefixes[0].Addr().BitLen()
 	for _, p := range m.Prefixes {
 		if p.Addr().BitLen() != family {
