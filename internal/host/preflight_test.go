@@ -56,6 +56,8 @@ func TestPreflight(t *testing.T) {
 	f("no counters", good(func(f *Facts) { f.Acct = &zero }), 0, 1)
 	f("a capped buffer", good(func(f *Facts) { f.BufferGranted = 212992 }), 0, 1)
 	f("loose, and flushing unsigned", good(func(f *Facts) { f.TCPLoose, f.AllowFlush, f.Unsigned = &one, true, true }), 0, 2)
+	f("sessions unknown", good(func(f *Facts) { f.AllowFlush, f.PeersError = true, errors.New("no such file or directory") }), 0, 1)
+	f("sessions unknown, only watching", good(func(f *Facts) { f.PeersError = errors.New("no such file or directory") }), 0, 0)
 	f("loose, only watching", good(func(f *Facts) { f.TCPLoose, f.Unsigned = &one, true }), 0, 0)
 
 	const golden = "testdata/preflight.txt"
