@@ -91,8 +91,8 @@ func New(cfg Config) *Guard {
 	return g
 }
 
-// Protect replaces the host's own entries: its addresses, gateways, resolvers
-// and NATS servers, which may change while it runs.
+// Protect replaces the host's own entries: its addresses, gateways, resolvers,
+// NATS servers and SSH sessions, which may change while it runs.
 func (g *Guard) Protect(host []allowlist.Entry) {
 	entries := append([]allowlist.Entry{
 		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Why: "loopback"},

@@ -10,6 +10,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -100,6 +101,13 @@ func (p *Producer) flush(c *events.Command) (r *events.Receipt, m conntrack.Matc
 	}
 	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
 		r.TCPLoose = *s.TCPLoose != 0
+	}
+	if !c.DryRun && p.opt.AllowFlush {
+		// Who has logged in since the list was made is protected, too.
+		if err := p.protectSessions(); err != nil {
+			r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: guard.NotReady}), err.Error()
+			return r, m
+		}
 	}
 	verdict, prefixes := p.guard.Check(c, conntrack.Monotonic())
 	if !verdict.Allowed() {
