@@ -60,6 +60,7 @@ func TestRefused(t *testing.T) {
 		{"reserved name", "", "producer --name fleet", 2, `producer: --name: firewall name "fleet" is reserved`},
 		{"protect", "", "producer --protect 10.0.0.0/99", 2, `producer: --protect: "10.0.0.0/99" is neither an address nor a prefix`},
 		{"protect with host bits", "", "producer --protect 10.0.0.1/8", 2, `producer: --protect: "10.0.0.1/8" has bits beyond its length, 10.0.0.0/8 is meant?`},
+		{"ssh port", "", "producer --ssh-port 22,70000", 2, `producer: --ssh-port: expected a valid 16 bit uint but got "70000"`},
 		{"netns", "", "producer --netns ctfleet-nosuch --check", 1, "producer: --netns: open network namespace \"ctfleet-nosuch\": open /run/netns/ctfleet-nosuch: no such file or directory; " +
 			"`ip netns list` shows the names there are, `ip netns add ctfleet-nosuch` makes one; a path such as /proc/PID/ns/net works too"},
 		{"linger", "", "producer --linger 0s", 2, `producer: --linger: 0s is not within 1ms to 2000ms`},
@@ -205,7 +206,7 @@ func TestChecks(t *testing.T) {
 	t.Parallel()
 	ns := labtest.New(t, lab.Spec{Firewalls: []lab.FirewallSpec{{Name: "fw-a"}}}).Firewall("fw-a").NS
 	for _, c := range []struct{ program, args, want string }{
-		{"producer", "--name fw-a --protect 192.0.2.1 --protect 2001:db8::/32 --netns " + ns.Path(), "protect [192.0.2.1/32 2001:db8::/32]"},
+		{"producer", "--name fw-a --protect 192.0.2.1 --protect 2001:db8::/32 --ssh-port 22 --ssh-port 2222 --netns " + ns.Path(), "protect [192.0.2.1/32 2001:db8::/32]"},
 		{"aggregator", "--rules " + file(t, "rules.yaml", fleetRules), "1 rules, at most 100 alerts at a time"},
 		{"responder", "--policy " + file(t, "policy.yaml", fleetPolicy), "mode enforce, 1 policies, 1 allowlisted prefixes"},
 	} {

@@ -40,7 +40,7 @@ func (*alertsCmd) Help() string {
 }
 
 func (*flushCmd) Help() string {
-	return `Each firewall decides by itself: it needs --allow-flush and a key that it trusts (ctfleet auth key), and refuses its own addresses, its gateways, resolvers and NATS server, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
+	return `Each firewall decides by itself: it needs --allow-flush and a key that it trusts (ctfleet auth key), and refuses its own addresses, its gateways, resolvers and NATS server, who is connected to its SSH port, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
 
     ctfleet flush 203.0.113.7 --dry-run
     ctfleet flush 203.0.113.7 --sign-key alice.nk --reason 'ticket 4711'

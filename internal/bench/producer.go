@@ -20,7 +20,7 @@ const firewall = "fw-a"
 // number and whoever asks for them.
 func options() producer.Options {
 	return producer.Options{
-		Name: firewall, Realm: events.RealmDefault, Trust: "none", AllowFlush: true,
+		Name: firewall, Realm: events.RealmDefault, Trust: "none", AllowFlush: true, SSHPort: []uint16{22},
 		BufferBytes: 64 << 20, Linger: 10 * time.Millisecond, RingBytes: 64 << 20,
 	}
 }

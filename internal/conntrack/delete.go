@@ -19,6 +19,8 @@ const (
 	// RefusedFew and RefusedUnanswered: the [Claim] does not hold.
 	RefusedFew        = "too-few-entries"
 	RefusedUnanswered = "never-answered"
+	// RefusedBudget: as many were deleted as [FlushOptions].Most allows.
+	RefusedBudget = "over-budget"
 )
 
 // Claim is what must hold in the table before the first entry is deleted. Who
@@ -45,6 +47,13 @@ type FlushOptions struct {
 
 	// Claim must hold, or all entries stay.
 	Claim Claim
+
+	// Most is how many entries are deleted at most, those that come first in the
+	// table, whose order is random; 0 means no limit. What was gone or has to
+	// stay uses up nothing: an entry is over the budget only once Most others
+	// were deleted. A claim may need more entries than Most: it looks at all
+	// that may go. A dry run refuses nothing for either.
+	Most uint64
 
 	// Pressure is the [Reader.Pressure] of whoever listens to this table: the
 	// deletes are paced so that their own DESTROY events keep its buffer under
@@ -101,8 +110,12 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 		if opt.DryRun {
 			return nil
 		}
-		if claim.refused > 0 {
+		switch {
+		case claim.refused > 0:
 			claim.refused++
+			return nil
+		case opt.spent(res): // need not wait in the batch to be refused
+			res.Refused[RefusedBudget]++
 			return nil
 		}
 		c.batch.add(e)
@@ -136,6 +149,11 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 		res.Refused[claim.reason()] += claim.refused
 	}
 	return errors.Join(err, c.delete(ctx, opt, res))
+}
+
+// spent reports whether no more may be deleted.
+func (opt *FlushOptions) spent(res *FlushResult) bool {
+	return opt.Most > 0 && res.Deleted >= opt.Most
 }
 
 // claimed is a claim while entries are met.
@@ -180,6 +198,10 @@ func (m *Match) selection() func(*message, uint32) {
 	if addr, ok := m.single(); ok {
 		return func(msg *message, seq uint32) { msg.dumpFiltered(seq, addr, m.By) }
 	}
+	if t := m.Towards; t.IsValid() { // both sides of an entry are of one family
+		ipv6 := t.Addr().Is6()
+		return func(msg *message, seq uint32) { msg.dump(seq, familyOf(ipv6)) }
+	}
 	family := m.Prefixes[0].Addr().BitLen()
 	for _, p := range m.Prefixes {
 		if p.Addr().BitLen() != family {
@@ -209,13 +231,22 @@ func (b *batch) add(e *events.Event) {
 }
 
 // delete carries out the batch, in as many parts as the listener's buffer has
-// room for, and empties it.
+// room for, and empties it. No part is larger than what is left of the budget,
+// so that what turns out to be gone leaves its share to the next part.
 func (c *Conn) delete(ctx context.Context, opt FlushOptions, res *FlushResult) error {
 	b := &c.batch
 	defer b.reset()
 	from := 0
 	for sent := 0; sent < len(b.ends); {
-		n, err := pace(ctx, opt.Pressure, min(len(b.ends)-sent, maxBatch))
+		want := min(len(b.ends)-sent, maxBatch)
+		if opt.spent(res) {
+			res.Refused[RefusedBudget] += uint64(len(b.ends) - sent)
+			return nil
+		}
+		if opt.Most > 0 {
+			want = int(min(uint64(want), opt.Most-res.Deleted))
+		}
+		n, err := pace(ctx, opt.Pressure, want)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,13 @@ import (
 // bySrc matches flows from any of the prefixes.
 func bySrc(prefixes ...netip.Prefix) Match { return Match{Prefixes: prefixes, By: events.BySrc} }
 
+// towards matches flows from any of the prefixes to one.
+func towards(server netip.Prefix, prefixes ...netip.Prefix) Match {
+	m := bySrc(prefixes...)
+	m.Towards = server
+	return m
+}
+
 func flush(t testing.TB, c *Conn, m Match, opt FlushOptions) FlushResult {
 	t.Helper()
 	res, err := c.Flush(t.Context(), m, opt)
@@ -39,7 +46,8 @@ func flush(t testing.TB, c *Conn, m Match, opt FlushOptions) FlushResult {
 
 func TestFlushDeletesWhatMatchesAndNothingElse(t *testing.T) {
 	const each = 300 // more than one batch
-	toServer8 := traffic.Flood{Protocol: unix.IPPROTO_TCP, Sources: client4, Destinations: netip.MustParsePrefix("203.0.113.8/32"), Port: 443, Count: each}
+	server8 := netip.MustParsePrefix("203.0.113.8/32")
+	toServer8 := traffic.Flood{Protocol: unix.IPPROTO_TCP, Sources: client4, Destinations: server8, Port: 443, Count: each}
 	// In the table: client4, other4, client6 and other6 to their servers, and
 	// client4 to a second server.
 	for _, c := range []struct {
@@ -59,6 +67,17 @@ func TestFlushDeletesWhatMatchesAndNothingElse(t *testing.T) {
 		{"nobody", bySrc(netip.MustParsePrefix("198.18.0.99/32")), 0, func(*events.Event) bool { return true }},
 		{"nobody of IPv6", bySrc(netip.MustParsePrefix("2001:db8:18::99/128")), 0, func(*events.Event) bool { return true }},
 		{"a server as a source", bySrc(server4), 0, func(*events.Event) bool { return true }},
+		{"IPv4 by source, towards one server", towards(server8, client4), each, func(e *events.Event) bool { return e.Dst() != server8.Addr() }},
+		{"IPv4 by source, towards the other", towards(server4, client4), each, func(e *events.Event) bool { return e.Src() != client4.Addr() || e.Dst() != server4.Addr() }},
+		{"IPv4 by source, towards both", towards(netip.MustParsePrefix("203.0.113.0/24"), client4), 2 * each, func(e *events.Event) bool { return e.Src() != client4.Addr() }},
+		{"IPv4 by source, towards nobody", towards(netip.MustParsePrefix("203.0.113.9/32"), client4), 0, func(*events.Event) bool { return true }},
+		{"IPv4 by source, towards itself", towards(client4, client4), 0, func(*events.Event) bool { return true }},
+		{"IPv4 by destination, from one client", Match{Prefixes: []netip.Prefix{server4}, By: events.ByDst, Towards: other4}, each, func(e *events.Event) bool { return e.Src() != other4.Addr() }},
+		{"IPv4 either side, with one server", Match{Prefixes: []netip.Prefix{client4}, By: events.ByEither, Towards: server8}, each, func(e *events.Event) bool { return e.Dst() != server8.Addr() }},
+		{"IPv4 either side, with one client", Match{Prefixes: []netip.Prefix{server4}, By: events.ByEither, Towards: client4}, each, func(e *events.Event) bool { return e.Src() != client4.Addr() || e.Dst() != server4.Addr() }},
+		{"IPv6 prefix, towards one server", towards(server6, netip.MustParsePrefix("2001:db8:18::8/126")), 2 * each, func(e *events.Event) bool { return !e.IPv6 }},
+		{"IPv6 by source, towards nobody", towards(netip.MustParsePrefix("2001:db8:113::8/128"), client6), 0, func(*events.Event) bool { return true }},
+		{"one of each family, towards one server", towards(server4, client4, client6), each, func(e *events.Event) bool { return e.Src() != client4.Addr() || e.Dst() != server4.Addr() }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fw := firewall(t, lab.FirewallSpec{})
@@ -286,6 +305,9 @@ func TestFlushRefusesNonsense(t *testing.T) {
 		{Prefixes: []netip.Prefix{client4}, By: "source"},
 		{Prefixes: []netip.Prefix{{}}, By: events.BySrc},
 		{Prefixes: []netip.Prefix{netip.MustParsePrefix("::ffff:198.18.0.9/128")}, By: events.BySrc},
+		towards(netip.PrefixFrom(server4.Addr(), 40), client4),
+		towards(netip.MustParsePrefix("::ffff:203.0.113.7/128"), client4),
+		towards(server6, client4),
 	} {
 		if res, err := c.Flush(t.Context(), m, FlushOptions{}); err == nil || res.Matched != 0 {
 			t.Errorf("match %+v: %+v, error %v, want a refusal", m, res, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/gaissmai/bart"
 
@@ -20,6 +21,11 @@ type Match struct {
 	Zone     uint16         // otherwise in this one, which is 0 where nobody uses zones
 	// Unanswered: only entries that have had no answer, see [events.Event.Answered].
 	Unanswered bool
+	// Towards, unless it is zero: only entries whose other side lies within it: the
+	// destination of a matched source, the source of a matched destination. So
+	// what one of many sources has at the address that they flood can be
+	// selected, and the rest that it has cannot be hit.
+	Towards netip.Prefix
 }
 
 // Validate refuses what selects nothing or is not what it seems. How wide a
@@ -29,13 +35,16 @@ func (m *Match) Validate() error {
 		return errors.New("match: no address")
 	}
 	for _, p := range m.Prefixes {
-		switch {
-		case !p.IsValid():
-			return errors.New("match: invalid prefix")
-		case p.Addr().Is4In6():
-			return fmt.Errorf("match: %s: write the IPv4 prefix", p)
-		case p.Addr().Zone() != "":
-			return fmt.Errorf("match: %s: an address with a zone", p)
+		if err := validate(p); err != nil {
+			return fmt.Errorf("match: %w", err)
+		}
+	}
+	if t := m.Towards; t != (netip.Prefix{}) {
+		if err := validate(t); err != nil {
+			return fmt.Errorf("match: towards: %w", err)
+		}
+		if !slices.ContainsFunc(m.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is4() == t.Addr().Is4() }) {
+			return fmt.Errorf("match: towards %s: none of the addresses is of its family", t)
 		}
 	}
 	switch m.By {
@@ -43,6 +52,18 @@ func (m *Match) Validate() error {
 		return nil
 	}
 	return fmt.Errorf("match: by %q: want %s, %s or %s", m.By, events.BySrc, events.ByDst, events.ByEither)
+}
+
+func validate(p netip.Prefix) error {
+	switch {
+	case !p.IsValid():
+		return errors.New("invalid prefix")
+	case p.Addr().Is4In6():
+		return fmt.Errorf("%s: write the IPv4 prefix", p)
+	case p.Addr().Zone() != "":
+		return fmt.Errorf("%s: an address with a zone", p)
+	}
+	return nil
 }
 
 // Contains reports whether the entry is selected. An invalid Match selects
@@ -64,13 +85,19 @@ func (m *Match) contains(e *events.Event, listed func(netip.Addr) bool) bool {
 	}
 	switch m.By {
 	case events.BySrc:
-		return listed(e.Src())
+		return listed(e.Src()) && m.towards(e.Dst())
 	case events.ByDst:
-		return listed(e.Dst())
+		return listed(e.Dst()) && m.towards(e.Src())
 	case events.ByEither:
-		return listed(e.Src()) || listed(e.Dst())
+		return listed(e.Src()) && m.towards(e.Dst()) || listed(e.Dst()) && m.towards(e.Src())
 	}
 	return false
+}
+
+// towards takes an invalid prefix for one that contains nobody: only the zero
+// one is no condition.
+func (m *Match) towards(other netip.Addr) bool {
+	return m.Towards == (netip.Prefix{}) || m.Towards.Contains(other)
 }
 
 // compile returns a Contains whose cost does not grow with the number of

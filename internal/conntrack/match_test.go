@@ -21,15 +21,21 @@ func randomAddr(r *rand.Rand, ipv6 bool) netip.Addr {
 func randomMatch(r *rand.Rand) Match {
 	m := Match{By: []string{events.BySrc, events.ByDst, events.ByEither}[r.IntN(3)], AnyZone: r.IntN(2) == 0, Zone: uint16(r.IntN(2))}
 	for range 1 + r.IntN(4) {
-		a := randomAddr(r, r.IntN(2) == 0)
-		bits := a.BitLen() - []int{0, 0, 1, 8}[r.IntN(4)]
-		p, err := a.Prefix(bits)
-		if err != nil {
-			panic(err)
-		}
-		m.Prefixes = append(m.Prefixes, p)
+		m.Prefixes = append(m.Prefixes, randomPrefix(r, r.IntN(2) == 0))
+	}
+	if r.IntN(2) == 0 {
+		m.Towards = randomPrefix(r, m.Prefixes[0].Addr().Is6())
 	}
 	return m
+}
+
+func randomPrefix(r *rand.Rand, ipv6 bool) netip.Prefix {
+	a := randomAddr(r, ipv6)
+	p, err := a.Prefix(a.BitLen() - []int{0, 0, 1, 8}[r.IntN(4)])
+	if err != nil {
+		panic(err)
+	}
+	return p
 }
 
 func randomEntry(r *rand.Rand) events.Event {
@@ -46,8 +52,8 @@ func randomEntry(r *rand.Rand) events.Event {
 // definition, on entries and prefixes that often meet.
 func TestMatchContains(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	hits := 0
-	for range 2000 {
+	hits, towards := 0, 0
+	for range 5000 {
 		m := randomMatch(r)
 		if err := m.Validate(); err != nil {
 			t.Fatal(err)
@@ -58,25 +64,60 @@ func TestMatchContains(t *testing.T) {
 			want := false
 			for _, p := range m.Prefixes {
 				src, dst := p.Contains(e.Src()), p.Contains(e.Dst())
+				if m.Towards.IsValid() {
+					src, dst = src && m.Towards.Contains(e.Dst()), dst && m.Towards.Contains(e.Src())
+				}
 				want = want || m.By != events.ByDst && src || m.By != events.BySrc && dst
 			}
 			want = want && (m.AnyZone || m.Zone == e.Zone)
 			if want {
 				hits++
+				if m.Towards.IsValid() {
+					towards++
+				}
 			}
 			if plain, fast := m.Contains(&e), compiled(&e); plain != want || fast != want {
 				t.Fatalf("%+v contains %+v: %v, compiled %v, want %v", m, e, plain, fast, want)
 			}
 		}
 	}
-	if hits < 1000 {
-		t.Errorf("%d entries matched: too few to mean something", hits)
+	if hits < 1000 || towards < 200 {
+		t.Errorf("%d entries matched, %d of them by both sides: too few to mean something", hits, towards)
 	}
+}
+
+// TestTowardsIsNoCondition only when it was not set: a prefix that went wrong must
+// not widen what is selected.
+func TestTowardsIsNoCondition(t *testing.T) {
+	e := events.Event{}
+	e.Orig.Src, _ = events.FromNetip(client4.Addr())
+	e.Orig.Dst, _ = events.FromNetip(server4.Addr())
+	f := func(towards netip.Prefix, valid, want bool) {
+		t.Helper()
+		for _, m := range []Match{bySrc(client4), bySrc(other4, client4), {Prefixes: []netip.Prefix{client4}, By: events.ByEither}} {
+			m.Towards = towards
+			if err := m.Validate(); (err == nil) != valid {
+				t.Errorf("towards %v: %v", towards, err)
+			}
+			if plain, fast := m.Contains(&e), m.compile()(&e); plain != want || fast != want {
+				t.Errorf("%v towards %v: %t, compiled %t", m.Prefixes, towards, plain, fast)
+			}
+		}
+	}
+	f(netip.Prefix{}, true, true)
+	f(server4, true, true)
+	f(netip.MustParsePrefix("203.0.113.0/24"), true, true)
+	f(netip.MustParsePrefix("0.0.0.0/0"), true, true)
+	f(client4, true, false)
+	f(netip.PrefixFrom(server4.Addr(), 33), false, false)
+	f(netip.MustParsePrefix("::ffff:203.0.113.7/128"), false, false)
+	f(server6, false, false) // of another family than all of the addresses
+	f(netip.MustParsePrefix("::/0"), false, false)
 }
 
 func TestMatchDoesNotAllocate(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for _, m := range []Match{bySrc(client4), bySrc(client6), bySrc(client4, client6, other4)} {
+	for _, m := range []Match{bySrc(client4), bySrc(client6), bySrc(client4, client6, other4), towards(server4, client4), towards(server6, client4, client6)} {
 		contains, e := m.compile(), randomEntry(r)
 		if n := testing.AllocsPerRun(100, func() { contains(&e) }); n != 0 {
 			t.Errorf("%v: %v allocations for an entry, want none", m.Prefixes, n)

@@ -110,6 +110,9 @@ func TestSelectionsAreSafe(t *testing.T) {
 		for _, p := range m.Prefixes {
 			v4, v6 = v4 || p.Addr().Is4(), v6 || p.Addr().Is6()
 		}
+		if m.Towards.IsValid() { // nothing of the other family can match
+			v4, v6 = m.Towards.Addr().Is4(), m.Towards.Addr().Is6()
+		}
 		want := uint8(unix.AF_UNSPEC)
 		if v4 != v6 {
 			want = familyOf(v6)

@@ -101,8 +101,8 @@ func New(cfg Config) *Guard {
 	return g
 }
 
-// Protect replaces the host's own entries: its addresses, gateways, resolvers
-// and NATS servers, which may change while it runs.
+// Protect replaces the host's own entries: its addresses, gateways, resolvers,
+// NATS servers and SSH sessions, which may change while it runs.
 func (g *Guard) Protect(host []allowlist.Entry) {
 	entries := append([]allowlist.Entry{
 		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Why: "loopback"},
@@ -139,9 +139,15 @@ var sealReasons = []struct {
 	reason string
 }{{seal.ErrUnsigned, Unsigned}, {seal.ErrUntrusted, Untrusted}, {seal.ErrVerb, NotForVerb}, {seal.ErrForged, Forged}}
 
-// identify fills in whose command it is, or refuses it. A dry run deletes nothing
-// and needs no signature.
-func (g *Guard) identify(v *Verdict, c *events.Command, s Sealed) bool {
+// Identify says whose command it is, or refuses it: what costs anything is done
+// for those only who may ask. A dry run deletes nothing; it needs neither a
+// signature nor permission to delete.
+func (g *Guard) Identify(c *events.Command, s Sealed) Verdict {
+	v := Verdict{Actor: c.Actor}
+	if !c.DryRun && !g.cfg.AllowFlush {
+		v.Reason, v.Text = NotEnabled, "this producer runs without --allow-flush"
+		return v
+	}
 	party, err := g.cfg.Trust.Verify(s.Seal, c.Verb, s.Subject, s.Body)
 	switch {
 	case err == nil && !g.cfg.Trust.Open():
@@ -153,31 +159,26 @@ func (g *Guard) identify(v *Verdict, c *events.Command, s Sealed) bool {
 				v.Reason = r.reason
 			}
 		}
-		return false
 	}
-	return true
+	return v
 }
 
 // Allowed reports whether the command may be carried out.
 func (v Verdict) Allowed() bool { return v.Reason == "" }
 
-// Check judges a flush command at now (ns, the firewall's monotonic clock). An
-// allowed command is remembered: its id is refused from then on. A dry run
-// deletes nothing and needs no permission to delete.
-func (g *Guard) Check(c *events.Command, s Sealed, now int64) (Verdict, []netip.Prefix) {
-	v := Verdict{Actor: c.Actor} // until it is known better
+// Check judges a flush command of whom Identify named, at now (ns, the firewall's
+// monotonic clock). An allowed command is remembered: its id is refused from then
+// on, unless it was a dry run.
+func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip.Prefix) {
+	if !v.Allowed() {
+		return v, nil
+	}
 	no := func(reason, format string, args ...any) (Verdict, []netip.Prefix) {
 		v.Reason, v.Text = reason, fmt.Sprintf(format, args...)
 		return v, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !c.DryRun && !g.cfg.AllowFlush {
-		return no(NotEnabled, "this producer runs without --allow-flush")
-	}
-	if !g.identify(&v, c, s) {
-		return v, nil
-	}
 	prefixes, err := c.Prefixes()
 	zone, ours := uint16(0), true
 	if c.Realm != "" {

@@ -53,11 +53,16 @@ func command(change func(*events.Command)) *events.Command {
 	return c
 }
 
+// check does what a producer does.
+func check(g *Guard, c *events.Command, s Sealed, now int64) (Verdict, []netip.Prefix) {
+	return g.Check(g.Identify(c, s), c, now)
+}
+
 func TestCheck(t *testing.T) {
 	f := func(reason, text string, change func(*events.Command)) {
 		t.Helper()
 		c := command(change)
-		v, prefixes := newGuard(config()).Check(c, Sealed{}, now)
+		v, prefixes := check(newGuard(config()), c, Sealed{}, now)
 		if v.Reason != reason || v.Allowed() != (reason == "") || !strings.Contains(v.Text, text) {
 			t.Errorf("%+v: %q (%s), want %q (%s)", c, v.Reason, v.Text, reason, text)
 		}
@@ -132,14 +137,14 @@ func TestDisabled(t *testing.T) {
 	c := config()
 	c.AllowFlush = false
 	g := newGuard(c)
-	if v, _ := g.Check(command(nil), Sealed{}, now); v.Reason != NotEnabled || !strings.Contains(v.Text, "--allow-flush") {
+	if v, _ := check(g, command(nil), Sealed{}, now); v.Reason != NotEnabled || !strings.Contains(v.Text, "--allow-flush") {
 		t.Errorf("without --allow-flush: %+v", v)
 	}
 	dry := func(c *events.Command) { c.DryRun = true }
-	if v, _ := g.Check(command(dry), Sealed{}, now); !v.Allowed() {
+	if v, _ := check(g, command(dry), Sealed{}, now); !v.Allowed() {
 		t.Errorf("a dry run deletes nothing: %+v", v)
 	}
-	if v, _ := g.Check(command(func(c *events.Command) { dry(c); c.Addresses = []string{"192.0.2.1"} }), Sealed{}, now); v.Reason != Protected {
+	if v, _ := check(g, command(func(c *events.Command) { dry(c); c.Addresses = []string{"192.0.2.1"} }), Sealed{}, now); v.Reason != Protected {
 		t.Errorf("a dry run shows what would be refused: %+v", v)
 	}
 }
@@ -149,7 +154,7 @@ func TestWidths(t *testing.T) {
 	c.MinBits4, c.MinBits6 = 30, 126
 	g := newGuard(c)
 	for address, want := range map[string]string{"198.18.0.0/30": "", "198.18.0.0/29": TooWide, "2001:db8:9::/126": "", "2001:db8:9::/125": TooWide} {
-		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Addresses = address, []string{address} }), Sealed{}, now)
+		v, _ := check(g, command(func(c *events.Command) { c.ID, c.Addresses = address, []string{address} }), Sealed{}, now)
 		if v.Reason != want {
 			t.Errorf("%s: %+v, want %q", address, v, want)
 		}
@@ -160,7 +165,7 @@ func TestReplay(t *testing.T) {
 	g := newGuard(config())
 	check := func(want, id string, at, expires int64, dry bool) {
 		t.Helper()
-		v, _ := g.Check(command(func(c *events.Command) { c.ID, c.Expires, c.DryRun = id, expires, dry }), Sealed{}, at)
+		v, _ := check(g, command(func(c *events.Command) { c.ID, c.Expires, c.DryRun = id, expires, dry }), Sealed{}, at)
 		if v.Reason != want {
 			t.Errorf("%s at %d: %q, want %q", id, at, v.Reason, want)
 		}
@@ -186,7 +191,7 @@ func TestProtectReplaces(t *testing.T) {
 	g := newGuard(config())
 	refused := func(address string, want bool) {
 		t.Helper()
-		v, _ := g.Check(command(func(c *events.Command) { c.Addresses, c.DryRun = []string{address}, true }), Sealed{}, now)
+		v, _ := check(g, command(func(c *events.Command) { c.Addresses, c.DryRun = []string{address}, true }), Sealed{}, now)
 		if v.Allowed() == want {
 			t.Errorf("%s: %+v, want refused %t", address, v, want)
 		}
@@ -237,7 +242,7 @@ func TestConcurrentUse(t *testing.T) {
 	for w := range workers {
 		wg.Go(func() {
 			for i := range ids {
-				v, _ := g.Check(command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), Sealed{}, now)
+				v, _ := check(g, command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), Sealed{}, now)
 				allowed[w][i] = v.Allowed()
 				g.Protect(allowlist.Addresses("own address", addrs("192.0.2.1")...))
 				g.Keep(events.BySrc)(&events.Event{})
@@ -279,7 +284,7 @@ func FuzzCheck(f *testing.F) {
 		if two != "" {
 			c.Addresses = append(c.Addresses, two)
 		}
-		v, prefixes := g.Check(c, Sealed{}, at)
+		v, prefixes := check(g, c, Sealed{}, at)
 		if !v.Allowed() {
 			if v.Text == "" || prefixes != nil {
 				t.Fatalf("%+v is refused with %+v and prefixes %v", c, v, prefixes)
@@ -317,7 +322,7 @@ func FuzzCheck(f *testing.F) {
 				}
 			}
 		}
-		if again, _ := g.Check(c, Sealed{}, at); again.Allowed() != dry {
+		if again, _ := check(g, c, Sealed{}, at); again.Allowed() != dry {
 			t.Fatalf("%+v a second time: %+v", c, again)
 		}
 	})
@@ -325,11 +330,11 @@ func FuzzCheck(f *testing.F) {
 
 func TestNothingIsDeletedBeforeTheHostIsKnown(t *testing.T) {
 	g := New(config())
-	if v, _ := g.Check(command(nil), Sealed{}, now); v.Reason != NotReady {
+	if v, _ := check(g, command(nil), Sealed{}, now); v.Reason != NotReady {
 		t.Errorf("before the host was listed: %+v", v)
 	}
 	g.Protect(nil)
-	if v, _ := g.Check(command(nil), Sealed{}, now); !v.Allowed() {
+	if v, _ := check(g, command(nil), Sealed{}, now); !v.Allowed() {
 		t.Errorf("after: %+v", v)
 	}
 }
@@ -368,7 +373,7 @@ func TestRate(t *testing.T) {
 		n++
 		cmd := command(change)
 		cmd.ID, cmd.Expires = fmt.Sprint("id-", n), at+10*second
-		if v, _ := g.Check(cmd, Sealed{}, at); v.Reason != reason {
+		if v, _ := check(g, cmd, Sealed{}, at); v.Reason != reason {
 			t.Errorf("at %d s: %+v, want %q", (at-now)/second, v, reason)
 		}
 	}
@@ -392,10 +397,10 @@ func TestRate(t *testing.T) {
 	held := command(nil)
 	held.ID = "held"
 	held.Expires = now + 3670*second
-	if v, _ := g.Check(held, Sealed{}, now+3659*second); v.Reason != RateLimited {
+	if v, _ := check(g, held, Sealed{}, now+3659*second); v.Reason != RateLimited {
 		t.Errorf("within a minute: %+v", v)
 	}
-	if v, _ := g.Check(held, Sealed{}, now+3660*second); !v.Allowed() {
+	if v, _ := check(g, held, Sealed{}, now+3660*second); !v.Allowed() {
 		t.Errorf("a minute after the first: %+v", v)
 	}
 }

@@ -59,26 +59,26 @@ func signed(t *testing.T, key *seal.Signer, c *events.Command, change func(*even
 func TestSignatures(t *testing.T) {
 	g, keys := parties(t)
 	n := 0
-	check := func(what, reason, who string, key *seal.Signer, change func(*events.Command), dry bool) {
+	is := func(what, reason, who string, key *seal.Signer, change func(*events.Command), dry bool) {
 		t.Helper()
 		n++
 		c, s := signed(t, key, command(func(c *events.Command) { c.ID, c.DryRun, c.Actor = fmt.Sprint(n), dry, events.ActorOperator }), change)
-		if v, _ := g.Check(c, s, now); v.Reason != reason || v.Who != who || reason != "" && v.Text == "" {
+		if v, _ := check(g, c, s, now); v.Reason != reason || v.Who != who || reason != "" && v.Text == "" {
 			t.Errorf("%s: %+v, want %q by %q", what, v, reason, who)
 		}
 	}
-	check("alice's", "", "alice", keys["alice"], nil, false)
-	check("unsigned", Unsigned, "", nil, nil, false)
-	check("a stranger's", Untrusted, "", keys["stranger"], nil, false)
-	check("of one who may only approve", NotForVerb, "", keys["bob"], nil, false)
-	check("another address", Forged, "", keys["alice"], func(c *events.Command) { c.Addresses = []string{"198.18.0.2"} }, false)
-	check("a longer life", Forged, "", keys["alice"], func(c *events.Command) { c.Expires++ }, false)
-	check("an unsigned dry run", "", "", nil, nil, true)
-	check("alice's dry run", "", "alice", keys["alice"], nil, true)
+	is("alice's", "", "alice", keys["alice"], nil, false)
+	is("unsigned", Unsigned, "", nil, nil, false)
+	is("a stranger's", Untrusted, "", keys["stranger"], nil, false)
+	is("of one who may only approve", NotForVerb, "", keys["bob"], nil, false)
+	is("another address", Forged, "", keys["alice"], func(c *events.Command) { c.Addresses = []string{"198.18.0.2"} }, false)
+	is("a longer life", Forged, "", keys["alice"], func(c *events.Command) { c.Expires++ }, false)
+	is("an unsigned dry run", "", "", nil, nil, true)
+	is("alice's dry run", "", "alice", keys["alice"], nil, true)
 
 	c, s := signed(t, keys["alice"], command(func(c *events.Command) { c.ID = "moved" }), nil)
 	s.Subject = events.CommandSubject("fw-b", events.VerbFlush)
-	if v, _ := g.Check(c, s, now); v.Reason != Forged {
+	if v, _ := check(g, c, s, now); v.Reason != Forged {
 		t.Errorf("published elsewhere: %+v", v)
 	}
 	// Nothing of what was refused was remembered, or took from the rate.
@@ -93,7 +93,7 @@ func TestRoleIsTheKeys(t *testing.T) {
 	g, keys := parties(t)
 	for who, least := range map[string]uint64{"alice": 0, "robot": 50} {
 		c, s := signed(t, keys[who], command(func(c *events.Command) { c.ID, c.Actor = who, events.ActorOperator }), nil)
-		v, _ := g.Check(c, s, now)
+		v, _ := check(g, c, s, now)
 		if got, _ := g.Claim(v, c); !v.Allowed() || v.Who != who || got != least {
 			t.Errorf("%s: %+v, %d entries must be here, want %d", who, v, got, least)
 		}
@@ -101,7 +101,7 @@ func TestRoleIsTheKeys(t *testing.T) {
 	c, s := signed(t, keys["robot"], command(func(c *events.Command) {
 		c.ID, c.Actor, c.Addresses = "two", events.ActorOperator, []string{"198.18.0.1", "198.18.0.2"}
 	}), nil)
-	if v, _ := g.Check(c, s, now); v.Reason != Malformed {
+	if v, _ := check(g, c, s, now); v.Reason != Malformed {
 		t.Errorf("a program that names two addresses: %+v", v)
 	}
 }
@@ -113,10 +113,10 @@ func TestNobodyIsTrusted(t *testing.T) {
 	g := newGuard(c)
 	_, keys := parties(t)
 	cmd, s := signed(t, keys["alice"], command(nil), nil)
-	if v, _ := g.Check(cmd, s, now); v.Reason != Untrusted {
+	if v, _ := check(g, cmd, s, now); v.Reason != Untrusted {
 		t.Errorf("signed: %+v", v)
 	}
-	if v, _ := g.Check(cmd, Sealed{}, now); v.Reason != Unsigned {
+	if v, _ := check(g, cmd, Sealed{}, now); v.Reason != Unsigned {
 		t.Errorf("unsigned: %+v", v)
 	}
 }

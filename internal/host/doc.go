@@ -1,4 +1,5 @@
 // Package host is what this host is: the network namespace we look at, its
-// addresses, gateways and resolvers, which a flush must never touch, our
-// capabilities, and the preflight that tells an operator what is missing.
+// addresses, gateways and resolvers and who is connected to it, which a flush
+// must never touch, our capabilities, and the preflight that tells an operator
+// what is missing.
 package host

@@ -14,8 +14,9 @@ type Facts struct {
 	BufferGranted int   // bytes
 	BufferWanted  int
 	AllowFlush    bool
-	Unsigned      bool // commands are accepted without a signature
-	Trusted       int  // keys whose commands are accepted
+	Unsigned      bool  // commands are accepted without a signature
+	Trusted       int   // keys whose commands are accepted
+	PeersError    error // why nobody can tell who is connected by SSH, nil when it can be told
 }
 
 // Finding is one thing an operator should know, and what to do about it.
@@ -67,6 +68,10 @@ func Preflight(f Facts) []Finding {
 	if f.AllowFlush && is(f.TCPLoose, 1) {
 		note("nf_conntrack_tcp_loose is 1: after a flush, the next packet of a TCP connection makes a new entry.",
 			"A flush frees the table; it does not stop routed TCP. sysctl -w net.netfilter.nf_conntrack_tcp_loose=0 does.")
+	}
+	if f.AllowFlush && f.PeersError != nil {
+		note(fmt.Sprintf("Who is connected by SSH cannot be told, so every flush is refused: %v.", f.PeersError),
+			"modprobe tcp_diag; or --ssh-port 0, and --protect for who must not be flushed.")
 	}
 	if f.AllowFlush && f.Unsigned {
 		note("--allow-flush with --trust none: whoever may publish commands on the bus can flush this table.", "Restrict who may publish below ct.v1.cmd on the server, or name the keys to trust: ctfleet auth key, --trust FILE.")

@@ -41,6 +41,7 @@ func gather(opt Options, ns *host.Namespace, trust *seal.Trust, granted, wanted 
 	if s, err := conntrack.ReadSysctls(ns); err == nil {
 		f.Events, f.Acct, f.TCPLoose = s.Events, s.Acct, s.TCPLoose
 	}
+	_, f.PeersError = host.Peers(ns, opt.SSHPort...)
 	if ipv4, ipv6, err := conntrack.Enabled(ns); err == nil {
 		on := ipv4 || ipv6
 		f.Tracking = &on
@@ -80,7 +81,8 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trusts %s, NATS %s\n",
 		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, trust, nats.Servers())
 	if id, err := host.Identify(ns); err == nil {
-		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers)
+		peers, _ := host.Peers(ns, opt.SSHPort...) // the preflight says why not
+		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, SSH sessions %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers, peers)
 	}
 	fatal := false
 	for _, f := range host.Preflight(facts) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,7 @@ type Options struct {
 	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
 	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
 	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
+	SSHPort     []uint16          `name:"ssh-port" default:"22" placeholder:"PORT" help:"Never flush who has a TCP connection to this port of the firewall itself, an operator's SSH session; may be repeated, 0 for nobody (${default})."`
 	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
 	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed within any minute, whoever asks; 0 for no limit (${default})."`
 	Trust       string            `placeholder:"FILE|none" help:"Whose signed commands to carry out: a file of public keys and what each may ask for, read again on SIGHUP; none: everybody's, unsigned. Without it every command that deletes is refused."`
@@ -86,7 +88,7 @@ func (o *Options) Validate() error {
 // digest identifies a configuration, so that a fleet can be checked for
 // firewalls that run with another one.
 func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.MinLocal, o.PerMinute, o.Trust))
+	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
 	return hex.EncodeToString(h[:6])
 }
 
@@ -110,6 +112,11 @@ type Producer struct {
 	reader *conntrack.Reader
 	guard  *guard.Guard
 	trust  *seal.Trust
+
+	// What this host cannot live without, the sessions of its operators apart.
+	// Nil until it is known.
+	ownMu sync.Mutex
+	own   []allowlist.Entry
 
 	account  spool.Account
 	ring     *spool.Ring // live batches
@@ -336,12 +343,23 @@ func (p *Producer) protectLoop(ctx context.Context) error {
 
 // protect tells the guard what this host cannot live without, as of now.
 func (p *Producer) protect() {
-	id, err := host.Identify(p.ns)
+	err := p.identify()
+	if err == nil {
+		err = p.protectSessions()
+	}
 	if err != nil {
 		// The guard keeps what it knew, and lets nothing be deleted before it
 		// knew anything.
 		p.throttle.Warn(p.log, "cannot list what to protect", "error", err)
-		return
+	}
+}
+
+// identify lists what changes seldom. It may take long: there may be a million
+// routes.
+func (p *Producer) identify() error {
+	id, err := host.Identify(p.ns)
+	if err != nil {
+		return err
 	}
 	entries := allowlist.Addresses("own address", id.Addresses...)
 	entries = append(entries, allowlist.Addresses("gateway", id.Gateways...)...)
@@ -349,5 +367,26 @@ func (p *Producer) protect() {
 	if addr, ok := p.conn.ServerAddr(); ok {
 		entries = append(entries, allowlist.Addresses("NATS server", addr)...)
 	}
-	p.guard.Protect(entries)
+	p.ownMu.Lock()
+	p.own = entries
+	p.ownMu.Unlock()
+	return nil
+}
+
+// protectSessions lists who is connected by SSH at this moment, and tells the
+// guard of them and of the rest that is known. It is quick enough to come before
+// each flush: 0.4 ms, and 18 ms where there are 100,000 connections.
+func (p *Producer) protectSessions() error {
+	// Held while they are listed: an older list must not replace a newer one.
+	p.ownMu.Lock()
+	defer p.ownMu.Unlock()
+	if p.own == nil {
+		return nil // the sessions alone would make the guard believe that it knows all
+	}
+	peers, err := host.Peers(p.ns, p.opt.SSHPort...)
+	if err != nil {
+		return err
+	}
+	p.guard.Protect(slices.Concat(p.own, allowlist.Addresses("SSH session", peers...)))
+	return nil
 }

@@ -102,8 +102,16 @@ func (p *Producer) flush(req bus.Request, c *events.Command) (r *events.Receipt,
 	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
 		r.TCPLoose = *s.TCPLoose != 0
 	}
-	verdict, prefixes := p.guard.Check(c, guard.Sealed{Seal: req.Seal, Subject: req.Subject, Body: req.Data}, conntrack.Monotonic())
+	verdict := p.guard.Identify(c, guard.Sealed{Seal: req.Seal, Subject: req.Subject, Body: req.Data})
 	r.Actor, r.Who = verdict.Actor, verdict.Who
+	if !c.DryRun && verdict.Allowed() {
+		// Who has logged in since the list was made is protected, too.
+		if err := p.protectSessions(); err != nil {
+			r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: guard.NotReady}), err.Error()
+			return r, m
+		}
+	}
+	verdict, prefixes := p.guard.Check(verdict, c, conntrack.Monotonic())
 	if !verdict.Allowed() {
 		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: verdict.Reason}), verdict.Text
 		return r, m
