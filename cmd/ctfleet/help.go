@@ -49,6 +49,15 @@ func (*flushCmd) Help() string {
 Exit code 1 if a firewall failed or did not answer, else 3 if one refused, else 0.`
 }
 
+func (*allowlistCmd) Help() string {
+	return `In force on every responder and firewall within a second. A firewall that has not read it refuses to delete. An entry that is not signed by a key trusted for it only lists its prefix, whatever it says.
+
+    ctfleet allowlist add 10.0.0.0/8 --for 1h --comment 'backup run' --sign-key alice.nk
+    ctfleet allowlist add 10.1.2.3 --except --sign-key alice.nk     this one may be acted upon all the same
+    ctfleet allowlist check 10.9.9.9
+    ctfleet allowlist delete 10.0.0.0/8 --sign-key alice.nk`
+}
+
 func (*auditListCmd) Help() string {
 	return `    ctfleet audit list --since 24h --address 203.0.113.7`
 }

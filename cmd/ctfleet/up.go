@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -79,6 +80,10 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
+	trust, err := seal.OpenTrust(c.Trust)
+	if err != nil {
+		return fmt.Errorf("--trust: %w", err)
+	}
 	reg := prometheus.NewRegistry()
 	inside := bus.Config{Server: server}
 	// All roles find the streams, whichever starts first.
@@ -99,7 +104,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	r, err := responder.New(file, responder.Dependencies{Bus: inside, Signer: key, Log: log, Registry: reg})
+	r, err := responder.New(file, responder.Dependencies{Bus: inside, Signer: key, Trust: trust, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}
@@ -116,7 +121,9 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
-	g.Go(func() error { return daemon.Reloads(ctx, log, p.Reload) })
+	g.Go(func() error {
+		return daemon.Reloads(ctx, log, func() error { return errors.Join(p.Reload(), r.Reload()) })
+	})
 	g.Go(func() error { return p.Run(ctx) })
 	return g.Wait()
 }

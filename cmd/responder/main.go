@@ -13,6 +13,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/responder"
+	"github.com/ctfleet/ctfleet/internal/seal"
 )
 
 const description = `Turns alerts into guarded flush commands, as its policy file says. In mode observe, and without a file, it decides, records, and sends nothing.
@@ -22,6 +23,7 @@ const description = `Turns alerts into guarded flush commands, as its policy fil
 
 type flags struct {
 	responder.Options
+	Trust string `placeholder:"FILE|none" help:"Whose signed allowlist entries and approvals to believe: a file of public keys and what each may do, read again on SIGHUP; none: everybody's, unsigned. Without it nobody's."`
 	bus.Flags
 	Daemon daemon.Flags `embed:""`
 }
@@ -37,6 +39,10 @@ func main() {
 	if err == nil {
 		err = keyErr
 	}
+	trust, trustErr := seal.OpenTrust(f.Trust)
+	if err == nil && trustErr != nil {
+		err = fmt.Errorf("--trust: %w", trustErr)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "responder:", err)
 		os.Exit(f.Daemon.BadInput())
@@ -46,8 +52,8 @@ func main() {
 		if signer != nil {
 			key = signer.Public()
 		}
-		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, signing key %s, NATS %s\nok\n",
-			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, key, f.Servers())
+		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, signing key %s, trusts %s, NATS %s\nok\n",
+			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, key, trust, f.Servers())
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)
@@ -57,7 +63,7 @@ func main() {
 			return err
 		}
 		reg := prometheus.NewRegistry()
-		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Signer: signer, Log: log, Registry: reg})
+		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Signer: signer, Trust: trust, Log: log, Registry: reg})
 		if err != nil {
 			return err
 		}
@@ -68,6 +74,7 @@ func main() {
 		g.Go(func() error {
 			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: r.Ready}), log)
 		})
+		g.Go(func() error { return daemon.Reloads(ctx, log, r.Reload) })
 		g.Go(func() error { return r.Run(ctx) })
 		return g.Wait()
 	}))

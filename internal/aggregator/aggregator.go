@@ -14,11 +14,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -57,6 +59,8 @@ type Aggregator struct {
 	conn *bus.Conn
 
 	outbox *bus.Outbox // alerts on their way
+	allow  *allowlist.Live
+	mirror *bus.Mirror // of the bucket behind allow
 
 	windows []time.Duration
 	levels  []int // the rule of each of the counter's levels
@@ -129,6 +133,9 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if a.conn, err = bus.Connect(busCfg); err != nil {
 		return nil, err
 	}
+	everybody, _ := seal.OpenTrust(seal.TrustNone) // alerts are marked; who acts upon them verifies
+	a.allow = allowlist.NewLive(everybody)
+	a.mirror = a.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: a.allow.Begin, Put: a.allowEntry, Done: a.allow.Done})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
@@ -184,6 +191,7 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
+	g.Go(func() error { return a.mirror.Run(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
 	return g.Wait()

@@ -93,6 +93,9 @@ func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 		}
 		al.Unreplied = a.counter.UnrepliedShare(l.Set.Track, place, s.Key, window)
 	}
+	if s.Key.IsValid() {
+		_, al.Allowlisted = a.allow.List(s.Realm, a.mirror.Now()).Covers(s.Key)
+	}
 	al.Text = text(al)
 	return al
 }
@@ -101,6 +104,13 @@ func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 func (a *Aggregator) describeTable(al *events.Alert, place count.Place) {
 	for _, row := range a.counter.Top(count.Set{Track: count.BySrc, Metric: count.Active}, place, 0, 5) {
 		al.Peers = append(al.Peers, events.Share{Value: keyText(row.Key), Count: row.Value})
+	}
+}
+
+// allowEntry takes an entry of the live allowlist.
+func (a *Aggregator) allowEntry(m bus.Msg) {
+	if err := a.allow.Put(bus.BucketKey(bus.BucketAllowlist, m.Subject), m.Subject, m.Data, m.Seal); err != nil {
+		a.refuse("allowlist entry", m.Subject, err)
 	}
 }
 

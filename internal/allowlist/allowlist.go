@@ -13,6 +13,8 @@ import (
 type Entry struct {
 	Prefix netip.Prefix
 	Why    string // a few words, shown to operators: "own address", "--protect"
+	// Except: what lies within Prefix is not listed, though a wider entry covers it.
+	Except bool
 }
 
 // List answers which entry covers an address. The zero value is empty; a List
@@ -21,7 +23,7 @@ type Entry struct {
 // An IPv4-mapped IPv6 address or prefix (::ffff:192.0.2.1) is the IPv4 one that
 // it maps, on both sides of a question.
 type List struct {
-	table bart.Table[string]
+	table bart.Table[Entry]
 	n     int
 }
 
@@ -35,7 +37,8 @@ func New(entries ...Entry) *List {
 			continue
 		}
 		if _, ok := l.table.Get(p); !ok {
-			l.table.Insert(p, e.Why)
+			e.Prefix = p
+			l.table.Insert(p, e)
 			l.n++
 		}
 	}
@@ -54,7 +57,7 @@ func canonical(p netip.Prefix) netip.Prefix {
 func Prefixes(why string, prefixes ...netip.Prefix) []Entry {
 	out := make([]Entry, len(prefixes))
 	for i, p := range prefixes {
-		out[i] = Entry{p, why}
+		out[i] = Entry{Prefix: p, Why: why}
 	}
 	return out
 }
@@ -64,13 +67,18 @@ func Addresses(why string, addrs ...netip.Addr) []Entry {
 	out := make([]Entry, len(addrs))
 	for i, a := range addrs {
 		a = a.WithZone("").Unmap()
-		out[i] = Entry{netip.PrefixFrom(a, a.BitLen()), why}
+		out[i] = Entry{Prefix: netip.PrefixFrom(a, a.BitLen()), Why: why}
 	}
 	return out
 }
 
-// Len is the number of entries.
-func (l *List) Len() int { return l.n }
+// Len is the number of entries, 0 of a nil List.
+func (l *List) Len() int {
+	if l == nil {
+		return 0
+	}
+	return l.n
+}
 
 // Contains returns the most specific entry that covers a.
 func (l *List) Contains(a netip.Addr) (Entry, bool) {
@@ -78,15 +86,19 @@ func (l *List) Contains(a netip.Addr) (Entry, bool) {
 	return l.Covers(netip.PrefixFrom(a, a.BitLen()))
 }
 
-// Covers returns the most specific entry that covers all of p.
-func (l *List) Covers(p netip.Prefix) (Entry, bool) {
-	prefix, why, ok := l.table.LookupPrefixLPM(canonical(p))
-	if !ok {
-		return Entry{}, false
-	}
-	return Entry{prefix, why}, true
+// Covers returns the most specific entry that covers all of p, if that lists it:
+// ok is false for an exception, too.
+func (l *List) Covers(p netip.Prefix) (e Entry, ok bool) {
+	_, e, ok = l.table.LookupPrefixLPM(canonical(p))
+	return e, ok && !e.Except
 }
 
-// Overlaps reports whether any listed address lies within p, or p within a
-// listed prefix.
-func (l *List) Overlaps(p netip.Prefix) bool { return l.table.OverlapsPrefix(canonical(p)) }
+// Within returns an entry that lists something within p, or p itself.
+func (l *List) Within(p netip.Prefix) (Entry, bool) {
+	for _, e := range l.table.Subnets(canonical(p)) {
+		if !e.Except {
+			return e, true
+		}
+	}
+	return Entry{}, false
+}

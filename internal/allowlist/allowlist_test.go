@@ -12,9 +12,9 @@ func list() *List {
 	entries = append(entries, Addresses("own address",
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("::ffff:192.0.2.2"), netip.MustParseAddr("fe80::1%eth0"))...)
 	entries = append(entries,
-		Entry{prefix("::ffff:192.0.2.128/121"), "mapped"},
-		Entry{prefix("198.18.7.0/24"), "a second reason"},
-		Entry{netip.Prefix{}, "invalid"})
+		Entry{Prefix: prefix("::ffff:192.0.2.128/121"), Why: "mapped"},
+		Entry{Prefix: prefix("198.18.7.0/24"), Why: "a second reason"},
+		Entry{Why: "invalid"})
 	return New(entries...)
 }
 
@@ -71,18 +71,37 @@ func TestContains(t *testing.T) {
 	}
 }
 
-func TestOverlaps(t *testing.T) {
+func within(l *List, p string) bool {
+	_, ok := l.Within(prefix(p))
+	return ok
+}
+
+// TestException: the most specific entry decides, and what is within a prefix
+// counts only where it is listed.
+func TestException(t *testing.T) {
+	l := New(Entry{Prefix: prefix("10.0.0.0/8"), Why: "inside"}, Entry{Prefix: prefix("10.1.0.0/16"), Except: true}, Entry{Prefix: prefix("10.1.2.3/32"), Why: "but this"})
+	for p, want := range map[string][2]bool{ // covered, something within
+		"10.2.0.0/16": {true, false}, "10.1.0.0/24": {false, false}, "10.1.2.3/32": {true, true}, "10.1.0.0/16": {false, true}, "10.1.2.4/32": {false, false}, "0.0.0.0/0": {false, true},
+	} {
+		if _, covered := l.Covers(prefix(p)); covered != want[0] || within(l, p) != want[1] {
+			t.Errorf("%s: covered %t, within %t, want %v", p, covered, within(l, p), want)
+		}
+	}
+}
+
+func TestWithin(t *testing.T) {
 	l := list()
 	f := func(p string, want bool) {
 		t.Helper()
-		if got := l.Overlaps(prefix(p)); got != want {
+		if got := within(l, p); got != want {
 			t.Errorf("%s: %t, want %t", p, got, want)
 		}
 	}
 	f("192.0.2.0/24", true)
 	f("::ffff:192.0.2.0/120", true)
 	f("192.0.2.4/30", false)
-	f("198.18.7.9/32", true)
+	f("198.18.7.9/32", false) // covered
+	f("198.18.7.0/24", true)
 	f("0.0.0.0/0", true)
 	f("::/0", true)
 	f("fe80::/64", true)
@@ -92,7 +111,7 @@ func TestOverlaps(t *testing.T) {
 func TestEmptyList(t *testing.T) {
 	var zero List
 	for _, l := range []*List{&zero, New()} {
-		if _, ok := l.Covers(prefix("192.0.2.1/32")); ok || l.Overlaps(prefix("0.0.0.0/0")) || l.Len() != 0 {
+		if _, ok := l.Covers(prefix("192.0.2.1/32")); ok || within(l, "0.0.0.0/0") || l.Len() != 0 {
 			t.Error("an empty list covers something")
 		}
 	}

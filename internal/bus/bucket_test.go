@@ -72,12 +72,13 @@ func TestMirror(t *testing.T) {
 	other := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
 	var mu sync.Mutex
 	begun, held := 0, map[string]int{}
-	m := c.NewMirror(BucketAllowlist, func() {
+	done := 0
+	m := c.NewMirror(BucketAllowlist, Reflection{Begin: func() {
 		mu.Lock()
 		begun++
 		clear(held)
 		mu.Unlock()
-	}, func(msg Msg) {
+	}, Put: func(msg Msg) {
 		var p events.Pace
 		if err := events.Unmarshal(msg.Data, &p); err != nil {
 			t.Errorf("%s: %v", msg.Subject, err)
@@ -85,7 +86,7 @@ func TestMirror(t *testing.T) {
 		mu.Lock()
 		held[BucketKey(BucketAllowlist, msg.Subject)] = int(p.LingerMS)
 		mu.Unlock()
-	})
+	}, Done: func() { mu.Lock(); done++; mu.Unlock() }})
 	if err := m.Current(); err == nil {
 		t.Error("current before it was read")
 	}
@@ -102,7 +103,7 @@ func TestMirror(t *testing.T) {
 		until(t, what, func() bool {
 			mu.Lock()
 			defer mu.Unlock()
-			return m.Current() == nil && maps.Equal(held, want) && begun >= runs
+			return m.Current() == nil && maps.Equal(held, want) && begun >= runs && done >= runs
 		})
 	}
 	until(t, "the missing bucket to be named", func() bool { return strings.Contains(m.Current().Error(), "ctfleet bootstrap") })

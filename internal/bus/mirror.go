@@ -19,8 +19,7 @@ import (
 type Mirror struct {
 	conn   *Conn
 	bucket string
-	begin  func()
-	put    func(Msg)
+	to     Reflection
 	again  chan struct{}
 
 	// current is 0 while what we have heard may not be all, else the number of
@@ -32,10 +31,16 @@ type Mirror struct {
 	clock Clock
 }
 
-// NewMirror returns a mirror of a bucket. begin is called before all values are
-// told, put for each value, also when it is changed; both by Run.
-func (c *Conn) NewMirror(bucket string, begin func(), put func(Msg)) *Mirror {
-	return &Mirror{conn: c, bucket: bucket, begin: begin, put: put, again: make(chan struct{}, 1), why: errors.New("not read yet")}
+// Reflection is what a mirror tells, by the goroutine of Run.
+type Reflection struct {
+	Begin func()    // all values are about to be told
+	Put   func(Msg) // a value, or the change of one
+	Done  func()    // all have been told
+}
+
+// NewMirror returns a mirror of a bucket.
+func (c *Conn) NewMirror(bucket string, to Reflection) *Mirror {
+	return &Mirror{conn: c, bucket: bucket, to: to, again: make(chan struct{}, 1), why: errors.New("not read yet")}
 }
 
 // Run follows until ctx ends.
@@ -92,21 +97,27 @@ func (m *Mirror) read(ctx context.Context) error {
 	m.mu.Lock()
 	m.clock = clock
 	m.mu.Unlock()
-	m.begin()
-	left := uint64(0)
+	m.to.Begin()
+	told := false
+	done := func() {
+		if !told {
+			m.to.Done()
+		}
+		told = true
+		m.current.Store(mark)
+	}
 	return m.conn.consume(ctx, stream, func(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
-		// One message per key.
-		if left = info.State.Msgs; left == 0 {
-			m.current.Store(mark)
+		if info.State.Msgs == 0 {
+			done()
 		}
 		return jetstream.ConsumerConfig{
 			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 30 * time.Second,
 			DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy, FilterSubject: BucketSubject(m.bucket, ">"),
 		}
 	}, func(msg Msg) {
-		m.put(msg)
-		if msg.Pending == 0 {
-			m.current.Store(mark)
+		m.to.Put(msg)
+		if !told && msg.Pending == 0 {
+			done()
 		}
 	})
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/producer"
 	"github.com/ctfleet/ctfleet/internal/responder"
 	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -177,7 +178,11 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 	p := policy.Default()
 	p.Mode, p.CoolDown = policy.Enforce, 20*time.Second
 	p.Policies = []policy.Policy{{Rule: ruleName, Action: policy.ActionFlush, Where: policy.WhereAlert, Unanswered: policy.UnansweredDelete}} // nobody answers the attacker
-	resp, err := responder.New(p, responder.Dependencies{Bus: inside, Log: s.cfg.Log, Registry: reg})
+	everybody, err := seal.OpenTrust(seal.TrustNone)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := responder.New(p, responder.Dependencies{Bus: inside, Trust: everybody, Log: s.cfg.Log, Registry: reg})
 	if err != nil {
 		return nil, err
 	}

@@ -6,13 +6,15 @@
 // signed by a key that is trusted for its verb; it names addresses; it is for this
 // firewall, its realm and this run of its producer; it is fresh by the firewall's
 // own clock; what this host cannot live without is known; it was not seen before;
-// each prefix is no wider than allowed, and none is protected; there were not too
-// many within the last minute. A prefix that merely contains a protected address is
-// carried out around it, entry by entry (see [Guard.Keep]); and what an alert says
+// each prefix is no wider than allowed, and none is protected or on the live
+// allowlist; there were not too many within the last minute. A prefix that merely
+// contains such an address is carried out around it, entry by entry (see
+// [Guard.Keep]); and what an alert says
 // must hold in this firewall's own table, too (see [Guard.Claim]).
 package guard
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -27,22 +29,24 @@ import (
 
 // Reasons of refusals, as receipts and metrics show them.
 const (
-	NotEnabled    = "not-enabled"     // the producer runs without --allow-flush
-	NotReady      = "not-ready"       // this host's own addresses are not known yet
-	WrongFirewall = "wrong-firewall"  // the command names another firewall
-	WrongRealm    = "wrong-realm"     // it is for entries of another realm
-	WrongBoot     = "wrong-boot"      // it was meant for another run of the producer
-	Expired       = "expired"         // its time is over
-	TooFarAhead   = "too-far-ahead"   // it would live longer than MaxLife
-	Replayed      = "replayed"        // a command of this id was carried out already
-	TooWide       = "prefix-too-wide" // the prefix is wider than this firewall allows
-	RateLimited   = "rate-limited"    // as many were named within the last minute as this firewall allows
-	Protected     = "protected"       // the address is listed as one that must not be touched
-	Malformed     = "malformed"       // it names no address
-	Unsigned      = "unsigned"        // nobody signed it
-	Untrusted     = "untrusted-key"   // somebody did who is not trusted here
-	NotForVerb    = "not-for-verb"    // somebody did who may not ask for this
-	Forged        = "bad-signature"   // the signature belongs to something else
+	NotEnabled    = "not-enabled"      // the producer runs without --allow-flush
+	NotReady      = "not-ready"        // this host's own addresses are not known yet
+	WrongFirewall = "wrong-firewall"   // the command names another firewall
+	WrongRealm    = "wrong-realm"      // it is for entries of another realm
+	WrongBoot     = "wrong-boot"       // it was meant for another run of the producer
+	Expired       = "expired"          // its time is over
+	TooFarAhead   = "too-far-ahead"    // it would live longer than MaxLife
+	Replayed      = "replayed"         // a command of this id was carried out already
+	TooWide       = "prefix-too-wide"  // the prefix is wider than this firewall allows
+	RateLimited   = "rate-limited"     // as many were named within the last minute as this firewall allows
+	Protected     = "protected"        // the address is listed as one that must not be touched
+	Allowlisted   = "allowlisted"      // the address is on the live allowlist
+	Unread        = "allowlist-unread" // the live allowlist is not known
+	Malformed     = "malformed"        // it names no address
+	Unsigned      = "unsigned"         // nobody signed it
+	Untrusted     = "untrusted-key"    // somebody did who is not trusted here
+	NotForVerb    = "not-for-verb"     // somebody did who may not ask for this
+	Forged        = "bad-signature"    // the signature belongs to something else
 )
 
 // MaxLife is how far ahead a command may expire.
@@ -56,6 +60,9 @@ type Config struct {
 	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
 	Protect    []netip.Prefix
+	// Allowlist returns the live allowlist of a realm, or why it is not known. Nil:
+	// there is none.
+	Allowlist func(realm string) (*allowlist.List, error)
 	// MinBits are the widest prefixes that may be flushed.
 	MinBits4, MinBits6 int
 	// MinLocal is how many entries must be here of what an alert's command names.
@@ -124,6 +131,8 @@ type Verdict struct {
 	// file gives to its key. Where everybody is trusted, Actor is what the command
 	// says.
 	Actor, Who string
+
+	allow *allowlist.List // as it was when the command was allowed
 }
 
 // Sealed is a command as it came: its seal is over the subject and the bytes.
@@ -201,6 +210,12 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 	case !g.ready:
 		return no(NotReady, "what this host cannot live without is not known yet")
 	}
+	v.allow = &allowlist.List{}
+	if g.cfg.Allowlist != nil {
+		if v.allow, err = g.cfg.Allowlist(cmp.Or(c.Realm, g.cfg.Realm)); err != nil {
+			return no(Unread, "the live allowlist is not known: %v", err)
+		}
+	}
 	for id, expires := range g.seen {
 		if expires <= now {
 			delete(g.seen, id)
@@ -222,6 +237,9 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 		}
 		if e, ok := g.protected.Covers(p); ok {
 			return no(Protected, "%s is protected: %s", p, e.Why)
+		}
+		if e, ok := v.allow.Covers(p); ok {
+			return no(Allowlisted, "%s is on the allowlist: %s (%s)", p, e.Prefix, e.Why)
 		}
 	}
 	if !c.DryRun {
@@ -267,21 +285,29 @@ func (g *Guard) Claim(v Verdict, c *events.Command) (least uint64, answered bool
 
 // Keep returns a function that names the reason why one entry of an allowed
 // flush must stay, or "". by is the side that was matched.
-func (g *Guard) Keep(by string) func(*events.Event) string {
+func (g *Guard) Keep(v Verdict, by string) func(*events.Event) string {
 	g.mu.Lock()
-	list := g.protected
+	protected := g.protected
 	g.mu.Unlock()
-	return func(e *events.Event) string {
-		if by != events.ByDst {
-			if _, ok := list.Contains(e.Src()); ok {
-				return Protected
-			}
+	listed := func(a netip.Addr) string {
+		if _, ok := protected.Contains(a); ok {
+			return Protected
 		}
-		if by != events.BySrc {
-			if _, ok := list.Contains(e.Dst()); ok {
-				return Protected
+		if v.allow.Len() > 0 {
+			if _, ok := v.allow.Contains(a); ok {
+				return Allowlisted
 			}
 		}
 		return ""
+	}
+	return func(e *events.Event) string {
+		reason := ""
+		if by != events.ByDst {
+			reason = listed(e.Src())
+		}
+		if reason == "" && by != events.BySrc {
+			reason = listed(e.Dst())
+		}
+		return reason
 	}
 }

@@ -215,7 +215,7 @@ func TestKeep(t *testing.T) {
 		}{{src, &e.Orig.Src}, {dst, &e.Orig.Dst}} {
 			*side.addr, e.IPv6 = events.FromNetip(netip.MustParseAddr(side.text))
 		}
-		if got := g.Keep(by)(&e); got != want {
+		if got := g.Keep(Verdict{}, by)(&e); got != want {
 			t.Errorf("by %s, %s to %s: %q, want %q", by, src, dst, got, want)
 		}
 	}
@@ -245,7 +245,7 @@ func TestConcurrentUse(t *testing.T) {
 				v, _ := check(g, command(func(c *events.Command) { c.ID = fmt.Sprint(i) }), Sealed{}, now)
 				allowed[w][i] = v.Allowed()
 				g.Protect(allowlist.Addresses("own address", addrs("192.0.2.1")...))
-				g.Keep(events.BySrc)(&events.Event{})
+				g.Keep(Verdict{}, events.BySrc)(&events.Event{})
 			}
 		})
 	}

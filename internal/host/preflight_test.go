@@ -58,7 +58,9 @@ func TestPreflight(t *testing.T) {
 	f("loose, and flushing unsigned", good(func(f *Facts) { f.TCPLoose, f.AllowFlush, f.Unsigned = &one, true, true }), 0, 2)
 	f("flushing for nobody", good(func(f *Facts) { f.AllowFlush = true }), 0, 1)
 	f("flushing for those who sign", good(func(f *Facts) { f.AllowFlush, f.Trusted = true, 1 }), 0, 0)
-	f("sessions unknown", good(func(f *Facts) { f.AllowFlush, f.Trusted, f.PeersError = true, 1, errors.New("no such file or directory") }), 0, 1)
+	f("sessions unknown", good(func(f *Facts) {
+		f.AllowFlush, f.Trusted, f.PeersError = true, 1, errors.New("no such file or directory")
+	}), 0, 1)
 	f("sessions unknown, only watching", good(func(f *Facts) { f.PeersError = errors.New("no such file or directory") }), 0, 0)
 	f("loose, only watching", good(func(f *Facts) { f.TCPLoose, f.Unsigned = &one, true }), 0, 0)
 

@@ -173,6 +173,13 @@ type Firewall struct {
 	Fresh bool // heard of within the last seconds: its clock is known
 }
 
+// Known is what the responder knows when it decides.
+type Known struct {
+	Fleet      []Firewall
+	Allow      *allowlist.List // the live allowlist of the alert's realm; nil where it is not known
+	AllowError error           // why not
+}
+
 // Decision is what to do about an alert.
 type Decision struct {
 	Outcome string // events.Outcome…
@@ -241,7 +248,7 @@ func New(f File) *Engine {
 // Decide judges one firing alert of the given age. ok is false when no policy
 // concerns it, so that there is nothing to record. When the answer is yes, the
 // cool-down of the address begins; see [Engine.Retract].
-func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet []Firewall) (d Decision, ok bool) {
+func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, known Known) (d Decision, ok bool) {
 	p, ok := e.policies[a.Rule]
 	if !ok || a.State != events.Firing {
 		return d, false
@@ -274,16 +281,18 @@ func (e *Engine) Decide(a *events.Alert, age time.Duration, now time.Time, fleet
 	if a.Value < a.Count {
 		return decline("the value is under the threshold again")
 	}
-	if a.Allowlisted {
-		return decline("%s is on the live allowlist", d.Address)
+	if known.Allow == nil {
+		return decline("the live allowlist is not known: %v", known.AllowError)
 	}
-	if entry, listed := e.allow.Covers(d.Address); listed {
-		return decline("%s is on the allowlist: %s (%s)", d.Address, entry.Prefix, entry.Why)
+	for _, list := range []*allowlist.List{e.allow, known.Allow} {
+		if entry, listed := list.Covers(d.Address); listed {
+			return decline("%s is on the allowlist: %s (%s)", d.Address, entry.Prefix, entry.Why)
+		}
+		if entry, listed := list.Within(d.Address); listed {
+			return decline("%s contains %s, which is on the allowlist (%s)", d.Address, entry.Prefix, entry.Why)
+		}
 	}
-	if e.allow.Overlaps(d.Address) {
-		return decline("%s contains an allowlisted address", d.Address)
-	}
-	e.place(&d, a, p.Where, fleet)
+	e.place(&d, a, p.Where, known.Fleet)
 	if len(d.Firewalls) == 0 {
 		return decline("none of the firewalls concerned can be reached")
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -57,11 +59,37 @@ func fleet() []Firewall {
 	}
 }
 
+func known() Known { return Known{Fleet: fleet(), Allow: &allowlist.List{}} }
+
+// TestLiveAllowlist: it counts beside the file's, and where it is not known nothing
+// is done. What an alert says of it does not matter: it may be of a moment ago.
+func TestLiveAllowlist(t *testing.T) {
+	live := func(entries ...allowlist.Entry) Known {
+		return Known{Fleet: fleet(), Allow: allowlist.New(entries...)}
+	}
+	ten := netip.MustParsePrefix("198.18.0.0/24")
+	one := netip.MustParsePrefix("198.18.0.1/32")
+	for what, c := range map[string]struct {
+		known  Known
+		reason string
+	}{
+		"on it":         {live(allowlist.Entry{Prefix: ten, Why: "backup"}), "198.18.0.1/32 is on the allowlist: 198.18.0.0/24 (backup)"},
+		"an exception":  {live(allowlist.Entry{Prefix: ten}, allowlist.Entry{Prefix: one, Except: true}), ""},
+		"not on it":     {live(), ""},
+		"it is unknown": {Known{Fleet: fleet(), AllowError: errors.New("not read yet")}, "the live allowlist is not known: not read yet"},
+	} {
+		d, _ := engine(t, nil).Decide(alert(func(a *events.Alert) { a.Allowlisted = true }), 0, start, c.known)
+		if (c.reason == "") != (d.Outcome == events.OutcomeCommanded) || !strings.Contains(d.Reason, c.reason) {
+			t.Errorf("%s: %s because %q, want %q", what, d.Outcome, d.Reason, c.reason)
+		}
+	}
+}
+
 func TestDecide(t *testing.T) {
 	f := func(outcome, reason string, firewalls string, change func(*events.Alert)) {
 		t.Helper()
 		a := alert(change)
-		d, ok := engine(t, nil).Decide(a, time.Second, start, fleet())
+		d, ok := engine(t, nil).Decide(a, time.Second, start, known())
 		if !ok || d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
 			t.Errorf("%+v: %q because %q (%t), want %q because %q", a, d.Outcome, d.Reason, ok, outcome, reason)
 		}
@@ -86,8 +114,7 @@ func TestDecide(t *testing.T) {
 	f(events.OutcomeCommanded, "", "fw-a fw-b", func(a *events.Alert) { a.Value = 100 })
 	f(no, "198.18.5.9/32 is on the allowlist: 198.18.5.0/24 (policy file)", "", key("198.18.5.9"))
 	f(no, "on the allowlist", "", key("::ffff:198.18.5.9"))
-	f(no, "contains an allowlisted address", "", key("198.18.6.0/24"))
-	f(no, "on the live allowlist", "", func(a *events.Alert) { a.Allowlisted = true })
+	f(no, "which is on the allowlist", "", key("198.18.6.0/24"))
 	f(no, "can be reached", "", func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-d": 1} })
 	f(no, "can be reached", "", func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-unheard": 1} })
 	f(no, "can be reached", "", func(a *events.Alert) { a.Firewalls = nil })
@@ -107,12 +134,12 @@ func TestNobodyAsked(t *testing.T) {
 		"a rule without a policy": alert(func(a *events.Alert) { a.Rule = "other" }),
 		"a resolved alert":        alert(func(a *events.Alert) { a.State = events.Resolved }),
 	} {
-		if d, ok := e.Decide(a, 0, start, fleet()); ok {
+		if d, ok := e.Decide(a, 0, start, known()); ok {
 			t.Errorf("%s: %+v", what, d)
 		}
 	}
 	def := New(Default())
-	if _, ok := def.Decide(alert(nil), 0, start, fleet()); ok {
+	if _, ok := def.Decide(alert(nil), 0, start, known()); ok {
 		t.Error("without a file something was decided")
 	}
 }
@@ -120,7 +147,7 @@ func TestNobodyAsked(t *testing.T) {
 func TestAge(t *testing.T) {
 	f := func(age time.Duration, want string) {
 		t.Helper()
-		if d, _ := engine(t, nil).Decide(alert(nil), age, start, fleet()); d.Outcome != want {
+		if d, _ := engine(t, nil).Decide(alert(nil), age, start, known()); d.Outcome != want {
 			t.Errorf("%s old: %q because %q", age, d.Outcome, d.Reason)
 		}
 	}
@@ -133,7 +160,7 @@ func TestModes(t *testing.T) {
 	f := func(whole, own, outcome, mode string) {
 		t.Helper()
 		e := engine(t, func(f *File) { f.Mode, f.Policies[0].Mode = whole, own })
-		d, ok := e.Decide(alert(nil), 0, start, fleet())
+		d, ok := e.Decide(alert(nil), 0, start, known())
 		if !ok || d.Outcome != outcome || d.Mode != mode || len(d.Firewalls) != 2 {
 			t.Errorf("mode %s, policy's %q: %+v", whole, own, d)
 		}
@@ -147,7 +174,7 @@ func TestModes(t *testing.T) {
 func TestUnanswered(t *testing.T) {
 	for says, want := range map[string]bool{"": false, UnansweredRefuse: false, UnansweredDelete: true} {
 		e := engine(t, func(f *File) { f.Policies[0].Unanswered = says })
-		if d, ok := e.Decide(alert(nil), 0, start, fleet()); !ok || d.Unanswered != want {
+		if d, ok := e.Decide(alert(nil), 0, start, known()); !ok || d.Unanswered != want {
 			t.Errorf("unanswered: %q: %+v", says, d)
 		}
 	}
@@ -155,11 +182,11 @@ func TestUnanswered(t *testing.T) {
 
 func TestWhere(t *testing.T) {
 	e := engine(t, func(f *File) { f.Policies[0].Where = WhereRealm })
-	d, _ := e.Decide(alert(func(a *events.Alert) { a.Firewalls["fw-unheard"] = 1 }), 0, start, fleet())
+	d, _ := e.Decide(alert(func(a *events.Alert) { a.Firewalls["fw-unheard"] = 1 }), 0, start, known())
 	if !slices.Equal(d.Firewalls, []string{"fw-a", "fw-b", "fw-c"}) || !slices.Equal(d.Away, []string{"fw-d", "fw-unheard"}) {
 		t.Errorf("the realm: commands %v, away %v", d.Firewalls, d.Away)
 	}
-	d, _ = engine(t, nil).Decide(alert(func(a *events.Alert) { a.Firewalls["fw-d"] = 1 }), 0, start, fleet())
+	d, _ = engine(t, nil).Decide(alert(func(a *events.Alert) { a.Firewalls["fw-d"] = 1 }), 0, start, known())
 	if !slices.Equal(d.Firewalls, []string{"fw-a", "fw-b"}) || !slices.Equal(d.Away, []string{"fw-d"}) {
 		t.Errorf("the alert's: commands %v, away %v", d.Firewalls, d.Away)
 	}
@@ -169,7 +196,7 @@ func TestCoolDown(t *testing.T) {
 	e := engine(t, func(f *File) { f.CoolDown = time.Minute })
 	f := func(at time.Duration, outcome, reason string, change func(*events.Alert)) {
 		t.Helper()
-		d, _ := e.Decide(alert(change), 0, start.Add(at), fleet())
+		d, _ := e.Decide(alert(change), 0, start.Add(at), known())
 		if d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
 			t.Errorf("at %s: %q because %q, want %q because %q", at, d.Outcome, d.Reason, outcome, reason)
 		}
@@ -207,7 +234,7 @@ func TestCoolDown(t *testing.T) {
 	f(0, yes, "", fourth)
 	o := engine(t, func(f *File) { f.Mode = Observe })
 	for _, want := range []string{events.OutcomeSimulated, no} {
-		if d, _ := o.Decide(alert(nil), 0, start, fleet()); d.Outcome != want {
+		if d, _ := o.Decide(alert(nil), 0, start, known()); d.Outcome != want {
 			t.Errorf("observing: %q because %q, want %q", d.Outcome, d.Reason, want)
 		}
 	}
@@ -216,7 +243,7 @@ func TestCoolDown(t *testing.T) {
 	}
 	none := engine(t, func(f *File) { f.CoolDown = 0 })
 	for range 2 {
-		if d, _ := none.Decide(alert(nil), 0, start, fleet()); d.Outcome != yes {
+		if d, _ := none.Decide(alert(nil), 0, start, known()); d.Outcome != yes {
 			t.Errorf("without a cool-down: %+v", d)
 		}
 	}
@@ -231,7 +258,7 @@ func TestBudget(t *testing.T) {
 		t.Helper()
 		n++
 		address := netip.AddrFrom4([4]byte{198, 18, 7, byte(n)}).String()
-		d, _ := e.Decide(alert(func(a *events.Alert) { a.ID, a.Key = "a"+address, address }), 0, start.Add(at), fleet())
+		d, _ := e.Decide(alert(func(a *events.Alert) { a.ID, a.Key = "a"+address, address }), 0, start.Add(at), known())
 		if d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
 			t.Errorf("at %s: %q because %q, want %q because %q", at, d.Outcome, d.Reason, outcome, reason)
 		}
@@ -260,7 +287,7 @@ func TestBudget(t *testing.T) {
 	for i, step := range []struct{ rule, outcome string }{
 		{"trial", events.OutcomeSimulated}, {"trial", no}, {"flood", yes}, {"flood", no},
 	} {
-		d, _ := mixed.Decide(alert(func(a *events.Alert) { a.Rule, a.Key = step.rule, fmt.Sprint("198.18.9.", i) }), 0, start, fleet())
+		d, _ := mixed.Decide(alert(func(a *events.Alert) { a.Rule, a.Key = step.rule, fmt.Sprint("198.18.9.", i) }), 0, start, known())
 		if d.Outcome != step.outcome {
 			t.Errorf("step %d, %s: %+v, want %q", i, step.rule, d, step.outcome)
 		}
@@ -268,7 +295,7 @@ func TestBudget(t *testing.T) {
 
 	none := engine(t, func(f *File) { f.Budget.AddressesPerMinute = 0 })
 	for i := range 200 {
-		if d, _ := none.Decide(alert(func(a *events.Alert) { a.Key = netip.AddrFrom4([4]byte{198, 18, 7, byte(i)}).String() }), 0, start, fleet()); d.Outcome != yes {
+		if d, _ := none.Decide(alert(func(a *events.Alert) { a.Key = netip.AddrFrom4([4]byte{198, 18, 7, byte(i)}).String() }), 0, start, known()); d.Outcome != yes {
 			t.Fatalf("without a budget: %+v", d)
 		}
 	}

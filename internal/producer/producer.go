@@ -112,6 +112,8 @@ type Producer struct {
 	reader *conntrack.Reader
 	guard  *guard.Guard
 	trust  *seal.Trust
+	allow  *allowlist.Live
+	mirror *bus.Mirror // of the bucket behind allow
 
 	// What this host cannot live without, the sessions of its operators apart.
 	// Nil until it is known.
@@ -182,7 +184,7 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	}
 	p.reader = reader
 	p.preflight()
-	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
+	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Allowlist: p.allowed, AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
@@ -196,6 +198,8 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		reader.Close()
 		return nil, err
 	}
+	p.allow = allowlist.NewLive(p.trust)
+	p.mirror = p.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: p.allow.Begin, Put: p.allowEntry, Done: p.allow.Done})
 	p.protect()
 	p.metrics.register(deps.Registry, p)
 	return p, nil
@@ -206,6 +210,7 @@ func (p *Producer) Reload() error {
 	if err := p.trust.Reload(); err != nil {
 		return fmt.Errorf("--trust: %w", err)
 	}
+	p.mirror.Again() // whose entries are believed may have changed
 	return nil
 }
 
@@ -265,6 +270,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	g.Go(func() error { return p.resyncLoop(ctx) })
 	g.Go(func() error { return p.healthLoop(ctx) })
 	g.Go(func() error { return p.protectLoop(ctx) })
+	g.Go(func() error { return p.mirror.Run(ctx) })
 	p.requestResync("start")
 	err = g.Wait()
 

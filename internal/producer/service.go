@@ -136,7 +136,7 @@ func (p *Producer) flush(req bus.Request, c *events.Command) (r *events.Receipt,
 	res, err := conn.Flush(ctx, m, conntrack.FlushOptions{
 		DryRun: c.DryRun,
 		Claim:  claim,
-		Keep:   p.guard.Keep(c.By),
+		Keep:   p.guard.Keep(verdict, c.By),
 		// A flush must not lose its own DESTROY events.
 		Pressure: p.reader.Pressure,
 	})

@@ -21,6 +21,16 @@ func (r *rig) idle(now time.Time, ahead time.Duration) *Responder {
 	}
 	r.t.Cleanup(resp.conn.Close)
 	resp.clock = bus.Clock{Server: now.Add(ahead).Round(0), Ours: now}
+	r.bootstrap()
+	ctx, cancel := context.WithCancel(context.Background())
+	var mirror sync.WaitGroup
+	mirror.Go(func() {
+		if err := resp.mirror.Run(ctx); err != nil {
+			r.t.Error(err)
+		}
+	})
+	r.t.Cleanup(func() { cancel(); mirror.Wait() })
+	r.until("the allowlist", func() bool { return resp.mirror.Current() == nil })
 	return resp
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -54,6 +55,7 @@ func (o *Options) Load() (policy.File, error) {
 type Dependencies struct {
 	Bus      bus.Config   // Role, Name and Patient are filled in
 	Signer   *seal.Signer // of commands; nil: they are not signed
+	Trust    *seal.Trust  // whose allowlist entries and approvals are believed
 	Log      *slog.Logger
 	Registry *prometheus.Registry // may be nil
 }
@@ -82,6 +84,9 @@ type Responder struct {
 	file   policy.File
 	conn   *bus.Conn
 	signer *seal.Signer
+	trust  *seal.Trust
+	allow  *allowlist.Live
+	mirror *bus.Mirror // of the bucket behind allow
 	log    *slog.Logger
 
 	mu     sync.Mutex
@@ -111,10 +116,13 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	r := &Responder{
-		file: file, engine: policy.New(file), signer: deps.Signer, log: deps.Log, reg: deps.Registry,
+		file: file, engine: policy.New(file), signer: deps.Signer, trust: deps.Trust, log: deps.Log, reg: deps.Registry,
 		fleet: map[string]sighting{}, own: map[string]time.Time{}, handled: map[string]time.Time{}, slots: make(chan struct{}, maxSending),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),
+	}
+	if r.trust == nil {
+		r.trust, _ = seal.OpenTrust("") // nobody; reads nothing
 	}
 	cfg := deps.Bus
 	cfg.Role, cfg.Patient, cfg.Log = "responder", true, deps.Log
@@ -125,6 +133,8 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 	if r.conn, err = bus.Connect(cfg); err != nil {
 		return nil, err
 	}
+	r.allow = allowlist.NewLive(r.trust)
+	r.mirror = r.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: r.allow.Begin, Put: r.allowEntry, Done: r.allow.Done})
 	if r.reg != nil {
 		r.reg.MustRegister(r.decisions, r.refused)
 	}
@@ -155,6 +165,10 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopDecisions()
+	mirroring := make(chan error, 1)
+	mirrorCtx, stopMirror := context.WithCancel(ctx)
+	go func() { mirroring <- r.mirror.Run(mirrorCtx) }()
+	defer func() { stopMirror(); <-mirroring }()
 	if r.conn.Enlist(ctx, bus.StreamAlerts, durable, firing) != nil || r.recall(ctx) != nil {
 		return nil // ctx ended
 	}
@@ -239,7 +253,9 @@ func (r *Responder) decide(a *events.Alert, stamp, now time.Time) (policy.Decisi
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	forget(r.own, now)
-	return r.engine.Decide(a, r.clock.Age(stamp, now), now, r.known())
+	known := policy.Known{Fleet: r.known()}
+	known.Allow, known.AllowError = r.allowed(a.Realm)
+	return r.engine.Decide(a, r.clock.Age(stamp, now), now, known)
 }
 
 // forget removes what need not be remembered any more.
