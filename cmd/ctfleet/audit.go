@@ -9,27 +9,31 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 type auditCmd struct {
-	List auditListCmd `cmd:"" default:"withargs" help:"Decisions and receipts, oldest first."`
+	List auditListCmd `cmd:"" default:"withargs" help:"Decisions, receipts, and what operators did, oldest first."`
 }
 
 type auditListCmd struct {
 	client
+	trusting
 	Since    time.Duration `default:"1h" placeholder:"DURATION" help:"How far back (${default})."`
 	Address  string        `placeholder:"ADDRESS" help:"Only what concerns this address."`
 	Firewall string        `placeholder:"NAME" help:"Only what concerns this firewall."`
 }
 
-// auditEntry is one line of the audit: exactly one of Receipt and Decision.
+// auditEntry is one line of the audit: exactly one of Receipt, Decision and Act.
 type auditEntry struct {
 	Time     time.Time        `json:"time"` // the stream's
 	Actor    string           `json:"actor"`
 	Verb     string           `json:"verb"`
 	Receipt  *events.Receipt  `json:"receipt,omitempty"`
 	Decision *events.Decision `json:"decision,omitempty"`
+	Act      *events.Act      `json:"act,omitempty"`
+	Unsigned string           `json:"unsigned,omitempty"` // why an operator's act may be somebody else's
 }
 
 func (c *auditListCmd) Run(ctx context.Context) error {
@@ -42,6 +46,10 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 			return &exitError{2, fmt.Errorf("--address: %w", err)}
 		}
 		c.Address = events.FormatPrefix(p)
+	}
+	trust, err := c.open()
+	if err != nil {
+		return err
 	}
 	conn, err := c.connect()
 	if err != nil {
@@ -58,7 +66,7 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{Time: begin}, func(m bus.Msg) {
-			if e, ok := readAudit(m); ok && c.wanted(&e) {
+			if e, ok := readAudit(m, trust); ok && c.wanted(&e) {
 				entries = append(entries, e)
 			}
 			if m.Seq >= last {
@@ -91,14 +99,33 @@ func lastAudit(ctx context.Context, conn *bus.Conn, begin time.Time) (uint64, er
 	return state.LastSeq, nil
 }
 
+// actVerbs are what an operator's key must be trusted for.
+var actVerbs = map[string]string{
+	events.VerbAllowlist: seal.VerbAllowlist, events.VerbApproval: seal.VerbApprove, events.VerbCircuit: seal.VerbGuard, events.VerbMode: seal.VerbGuard,
+}
+
 // readAudit decodes an entry. The subject says who wrote it: a receipt that
 // claims to come from another firewall is shown as what it is.
-func readAudit(m bus.Msg) (auditEntry, bool) {
+func readAudit(m bus.Msg, trust *seal.Trust) (auditEntry, bool) {
 	tail := events.SubjectTail(m.Subject, events.SubjectAudit)
 	if len(tail) != 2 {
 		return auditEntry{}, false
 	}
 	e := auditEntry{Time: m.Time, Actor: tail[0], Verb: tail[1]}
+	if verb, ok := actVerbs[e.Verb]; ok {
+		e.Act = &events.Act{}
+		if err := events.Unmarshal(m.Data, e.Act); err != nil {
+			complain("refused a message on %q: %v", m.Subject, err)
+			return e, false
+		}
+		if e.Actor == events.ActorOperator {
+			party, err := trust.Verify(m.Seal, verb, m.Subject, m.Data)
+			if e.Act.Who = party.Name; err != nil {
+				e.Unsigned = err.Error()
+			}
+		}
+		return e, true
+	}
 	if e.Verb == events.VerbDecision {
 		e.Decision = &events.Decision{}
 		if err := events.Unmarshal(m.Data, e.Decision); err != nil {
@@ -127,12 +154,25 @@ func (c *auditListCmd) wanted(e *auditEntry) bool {
 	if e.Decision != nil {
 		address, firewalls = []string{e.Decision.Key}, e.Decision.Firewalls
 	}
+	if e.Act != nil {
+		address, firewalls = []string{e.Act.Key}, nil
+	}
 	return (c.Address == "" || slices.Contains(address, c.Address)) && (c.Firewall == "" || slices.Contains(firewalls, c.Firewall))
 }
 
 func (e *auditEntry) summary() (id, what, why string) {
 	if d := e.Decision; d != nil {
 		return d.ID, fmt.Sprintf("%s: %s %s on %s (%s)", d.Outcome, d.Action, d.Key, strings.Join(d.Firewalls, " "), d.Mode), d.Reason
+	}
+	if a := e.Act; a != nil {
+		why = a.Reason
+		if a.Who != "" {
+			why = a.Who + ": " + why
+		}
+		if e.Unsigned != "" {
+			why = "NOT VERIFIED (" + e.Unsigned + "): " + why
+		}
+		return a.ID, a.What, why
 	}
 	r := e.Receipt
 	what = fmt.Sprintf("%s: matched %d, deleted %d, gone %d", strings.Join(r.Addresses, " "), r.Matched, r.Deleted, r.Gone)

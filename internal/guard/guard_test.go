@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -204,18 +205,19 @@ func TestProtectReplaces(t *testing.T) {
 	refused("198.18.3.1", true)
 }
 
+// flow is an entry between two addresses.
+func flow(src, dst string) *events.Event {
+	e := &events.Event{}
+	e.Orig.Src, e.IPv6 = events.FromNetip(netip.MustParseAddr(src))
+	e.Orig.Dst, e.IPv6 = events.FromNetip(netip.MustParseAddr(dst))
+	return e
+}
+
 func TestKeep(t *testing.T) {
 	g := newGuard(config())
 	f := func(by, src, dst, want string) {
 		t.Helper()
-		e := events.Event{}
-		for _, side := range []struct {
-			text string
-			addr *events.Addr
-		}{{src, &e.Orig.Src}, {dst, &e.Orig.Dst}} {
-			*side.addr, e.IPv6 = events.FromNetip(netip.MustParseAddr(side.text))
-		}
-		if got := g.Keep(Verdict{}, by)(&e); got != want {
+		if got := g.Keep(Verdict{}, by)(flow(src, dst)); got != want {
 			t.Errorf("by %s, %s to %s: %q, want %q", by, src, dst, got, want)
 		}
 	}
@@ -402,5 +404,50 @@ func TestRate(t *testing.T) {
 	}
 	if v, _ := check(g, held, Sealed{}, now+3660*second); !v.Allowed() {
 		t.Errorf("a minute after the first: %+v", v)
+	}
+}
+
+// TestAllowlist: what the live allowlist covers is refused, what lies within a
+// prefix stays, and where the list is not known nothing is deleted at all.
+func TestAllowlist(t *testing.T) {
+	c := config()
+	var asked string
+	list, unknown := allowlist.New(allowlist.Prefixes("backup", netip.MustParsePrefix("198.18.0.0/30"))...), error(nil)
+	c.Allowlist = func(realm string) (*allowlist.List, error) { asked = realm; return list, unknown }
+	g := newGuard(c)
+	n := 0
+	f := func(address, reason string, change func(*events.Command)) Verdict {
+		t.Helper()
+		n++
+		v, _ := check(g, command(func(c *events.Command) {
+			if c.ID, c.Addresses = fmt.Sprint(n), []string{address}; change != nil {
+				change(c)
+			}
+		}), Sealed{}, now)
+		if v.Reason != reason {
+			t.Errorf("%s: %+v, want %q", address, v, reason)
+		}
+		return v
+	}
+	f("198.18.0.1", Allowlisted, nil)
+	f("::ffff:198.18.0.1", Allowlisted, nil)
+	if asked != "lab" {
+		t.Errorf("it asked for the list of realm %q", asked)
+	}
+	f("198.18.0.1", Allowlisted, func(c *events.Command) { c.Realm = "lab_z7" })
+	if asked != "lab_z7" {
+		t.Errorf("it asked for the list of realm %q", asked)
+	}
+	f("198.18.0.9", "", nil)
+	keep := g.Keep(f("198.18.0.0/24", "", nil), events.ByEither)
+	for what, want := range map[string]string{"198.18.0.1 203.0.113.9": Allowlisted, "198.18.0.9 198.18.0.2": Allowlisted, "198.18.0.9 203.0.113.9": "", "198.18.3.1 198.18.0.1": Protected} {
+		src, dst, _ := strings.Cut(what, " ")
+		if got := keep(flow(src, dst)); got != want {
+			t.Errorf("%s: %q, want %q", what, got, want)
+		}
+	}
+	list, unknown = nil, errors.New("not read yet")
+	if v := f("198.18.0.9", Unread, nil); !strings.Contains(v.Text, "not read yet") {
+		t.Errorf("it does not say why: %+v", v)
 	}
 }

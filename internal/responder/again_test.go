@@ -141,6 +141,7 @@ func TestLearned(t *testing.T) {
 	r := newRig(t)
 	now := time.Now()
 	resp := r.idle(now, 0)
+	r.reading(resp)
 	resp.fleet["fw-a"] = sighting{events.Health{Firewall: "fw-a", Realm: events.RealmDefault}, now, true}
 	learn := func(at int64, outcome string, failed ...string) {
 		t.Helper()

@@ -1,8 +1,10 @@
 package responder
 
 import (
+	"context"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +23,12 @@ func (r *rig) idle(now time.Time, ahead time.Duration) *Responder {
 	}
 	r.t.Cleanup(resp.conn.Close)
 	resp.clock = bus.Clock{Server: now.Add(ahead).Round(0), Ours: now}
+	return resp
+}
+
+// reading lets a responder that does not run read the live allowlist.
+func (r *rig) reading(resp *Responder) {
+	r.t.Helper()
 	r.bootstrap()
 	ctx, cancel := context.WithCancel(context.Background())
 	var mirror sync.WaitGroup
@@ -31,7 +39,6 @@ func (r *rig) idle(now time.Time, ahead time.Duration) *Responder {
 	})
 	r.t.Cleanup(func() { cancel(); mirror.Wait() })
 	r.until("the allowlist", func() bool { return resp.mirror.Current() == nil })
-	return resp
 }
 
 func message(t *testing.T, subject string, stamp time.Time, m events.Message) bus.Msg {
@@ -65,6 +72,7 @@ func TestClocksDiffer(t *testing.T) {
 			}
 
 			resp := r.idle(now, ahead)
+			r.reading(resp)
 			resp.recallHealth(health("old", ago(freshFor)), now)
 			decide(resp, "198.18.0.1", 0, events.OutcomeDeclined, "reached")
 
