@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -30,22 +31,24 @@ func TestFlushHoldsBackUntilTheClaimHolds(t *testing.T) {
 		what          string
 		match         Match
 		claim         Claim
-		dry           bool
 		deleted, held uint64
 		reason        string
 	}{
-		{"a dry run says what matches", bySrc(client4), Claim{Least: 1000}, true, 0, 0, ""},
-		{"too few", bySrc(client4), Claim{Least: silent + real + 1}, false, 0, silent + real, RefusedFew},
-		{"too few without an answer", unanswered, Claim{Least: silent + 1}, false, 0, silent, RefusedFew},
-		{"nobody", bySrc(netip.MustParsePrefix("198.18.0.99/32")), Claim{Least: 50, Answered: true}, false, 0, 0, ""},
-		{"never answered", bySrc(other4), Claim{Least: 50, Answered: true}, false, 0, forged, RefusedUnanswered},
-		{"forged flows beside a few real ones", bySrc(client4), Claim{Least: real + 1, Answered: true}, false, 0, silent + real, RefusedFew},
-		{"unanswered ones", unanswered, Claim{Least: silent}, false, silent, 0, ""},
-		{"the answered ones are too few now", bySrc(client4), Claim{Least: real + 1, Answered: true}, false, 0, real, RefusedFew},
-		{"the answered ones", bySrc(client4), Claim{Least: real, Answered: true}, false, real, 0, ""},
-		{"never answered, unasked", both, Claim{Least: MaxHeld}, false, forged, 0, ""},
+		{"too few", bySrc(client4), Claim{Least: silent + real + 1}, 0, silent + real, RefusedFew},
+		{"too few without an answer", unanswered, Claim{Least: silent + 1}, 0, silent, RefusedFew},
+		{"nobody", bySrc(netip.MustParsePrefix("198.18.0.99/32")), Claim{Least: 50, Answered: true}, 0, 0, ""},
+		{"never answered", bySrc(other4), Claim{Least: 50, Answered: true}, 0, forged, RefusedUnanswered},
+		{"forged flows beside a few real ones", bySrc(client4), Claim{Least: real + 1, Answered: true}, 0, silent + real, RefusedFew},
+		{"unanswered ones", unanswered, Claim{Least: silent}, silent, 0, ""},
+		{"the answered ones are too few now", bySrc(client4), Claim{Least: real + 1, Answered: true}, 0, real, RefusedFew},
+		{"the answered ones", bySrc(client4), Claim{Least: real, Answered: true}, real, 0, ""},
+		{"never answered, unasked", both, Claim{Least: MaxHeld}, forged, 0, ""},
 	} {
-		res := flush(t, dial(t, fw.NS), step.match, FlushOptions{Claim: step.claim, DryRun: step.dry})
+		dry := flush(t, dial(t, fw.NS), step.match, FlushOptions{Claim: step.claim, DryRun: true})
+		res := flush(t, dial(t, fw.NS), step.match, FlushOptions{Claim: step.claim})
+		if dry.Deleted != 0 || dry.Matched != res.Matched || !maps.Equal(dry.Refused, res.Refused) {
+			t.Errorf("%s: a dry run says %+v, what is done is %+v", step.what, dry, res)
+		}
 		if res.Deleted != step.deleted || res.Refused[step.reason] != step.held || step.reason == "" && len(res.Refused) > 0 {
 			t.Errorf("%s: %+v", step.what, res)
 		}

@@ -39,7 +39,7 @@ const MaxHeld = 4096
 
 // FlushOptions qualify a flush.
 type FlushOptions struct {
-	DryRun bool // match and ask Keep, but delete nothing
+	DryRun bool // match, ask Keep and test the claim, but delete nothing
 
 	// Keep is asked about every entry that matches and returns why it must
 	// stay, or "" when it may go. Nil lets all go.
@@ -52,7 +52,7 @@ type FlushOptions struct {
 	// table, whose order is random; 0 means no limit. What was gone or has to
 	// stay uses up nothing: an entry is over the budget only once Most others
 	// were deleted. A claim may need more entries than Most: it looks at all
-	// that may go. A dry run refuses nothing for either.
+	// that may go. A dry run refuses nothing for it.
 	Most uint64
 
 	// Pressure is the [Reader.Pressure] of whoever listens to this table: the
@@ -108,6 +108,7 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 			}
 		}
 		if opt.DryRun {
+			claim.look(e)
 			return nil
 		}
 		switch {
@@ -144,6 +145,7 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	}
 	if !claim.holds() {
 		claim.refuse(&c.batch)
+		claim.refused += claim.waiting
 	}
 	if claim.refused > 0 {
 		res.Refused[claim.reason()] += claim.refused
@@ -161,6 +163,7 @@ type claimed struct {
 	Claim
 	met, answered uint64
 	refused       uint64 // entries that stay because it does not hold
+	waiting       uint64 // of a dry run: entries that would be held back
 }
 
 // meet takes an entry that may go, and reports whether the claim holds.
@@ -170,6 +173,22 @@ func (c *claimed) meet(e *events.Event) bool {
 		c.answered++
 	}
 	return c.holds()
+}
+
+// look is meet for a dry run, which holds nothing back: what would be refused is
+// counted as if it were.
+func (c *claimed) look(e *events.Event) {
+	switch {
+	case c.refused > 0:
+		c.refused++
+	case !c.meet(e):
+		c.waiting++
+		if c.waiting == MaxHeld {
+			c.refused, c.waiting = c.waiting, 0
+		}
+	default:
+		c.waiting = 0
+	}
 }
 
 func (c *claimed) holds() bool {

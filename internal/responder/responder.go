@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -153,7 +154,7 @@ func (r *Responder) Ready() error {
 }
 
 // Run acts until ctx ends.
-func (r *Responder) Run(ctx context.Context) error {
+func (r *Responder) Run(ctx context.Context) (err error) {
 	defer r.conn.Close()
 	stopHealth, err := r.conn.Subscribe(events.SubjectHealth+".*", r.sight)
 	if err != nil {
@@ -165,10 +166,13 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopDecisions()
-	mirroring := make(chan error, 1)
-	mirrorCtx, stopMirror := context.WithCancel(ctx)
-	go func() { mirroring <- r.mirror.Run(mirrorCtx) }()
-	defer func() { stopMirror(); <-mirroring }()
+	var mirrors errgroup.Group
+	mirrorCtx, stopMirrors := context.WithCancel(ctx)
+	mirrors.Go(func() error { return r.mirror.Run(mirrorCtx) })
+	defer func() {
+		stopMirrors()
+		err = errors.Join(err, mirrors.Wait())
+	}()
 	if r.conn.Enlist(ctx, bus.StreamAlerts, durable, firing) != nil || r.recall(ctx) != nil {
 		return nil // ctx ended
 	}

@@ -7,9 +7,11 @@ import (
 
 // Verbs of commands.
 const (
-	VerbFlush  = "flush"
-	VerbResync = "resync"
-	VerbStatus = "status"
+	VerbFlush   = "flush"
+	VerbBlock   = "block"
+	VerbUnblock = "unblock"
+	VerbResync  = "resync"
+	VerbStatus  = "status"
 )
 
 // Sides of a flow that an address is matched against: its original source, its
@@ -45,6 +47,16 @@ type Command struct {
 	// Unanswered: only entries that have had no answer (TCP: without a completed
 	// handshake) are meant.
 	Unanswered bool `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
+	// Towards: only entries whose other side is this address, or lies within this
+	// prefix, are meant.
+	Towards string `msgpack:"towards,omitempty" json:"towards,omitempty"`
+	// Most is how many entries may be deleted; 0: no limit.
+	Most uint64 `msgpack:"most,omitempty" json:"most,omitempty"`
+
+	// BlockS is for how many seconds a block is to last. Flush: what the blocked
+	// addresses have in the table is deleted then, by either side.
+	BlockS int64 `msgpack:"block_s,omitempty" json:"block_s,omitempty"`
+	Flush  bool  `msgpack:"flush,omitempty" json:"flush,omitempty"`
 }
 
 // MaxCommandAddresses bounds one flush.
@@ -54,7 +66,7 @@ func (c *Command) Validate() error {
 	if err := CheckFirewall(c.Firewall); err != nil {
 		return err
 	}
-	if err := oneOf("verb", c.Verb, VerbFlush, VerbResync, VerbStatus); err != nil {
+	if err := oneOf("verb", c.Verb, VerbFlush, VerbBlock, VerbUnblock, VerbResync, VerbStatus); err != nil {
 		return err
 	}
 	if c.Realm != "" {
@@ -65,19 +77,56 @@ func (c *Command) Validate() error {
 	if len(c.Addresses) > MaxCommandAddresses {
 		return fmt.Errorf("addresses: %d, at most %d are allowed", len(c.Addresses), MaxCommandAddresses)
 	}
-	if c.Verb == VerbFlush {
-		if err := oneOf("by", c.By, BySrc, ByDst, ByEither); err != nil {
-			return err
-		}
-		if c.ID == "" {
-			return fmt.Errorf("id: is empty")
-		}
-		if _, err := c.Prefixes(); err != nil {
-			return err
-		}
+	if err := c.validateDeed(); err != nil {
+		return err
 	}
 	return checkText([2]string{"id", c.ID}, [2]string{"boot", c.Boot}, [2]string{"actor", c.Actor},
 		[2]string{"reason", c.Reason}, [2]string{"alert", c.Alert}, [2]string{"rule", c.Rule})
+}
+
+// validateDeed checks what commands that change something need.
+func (c *Command) validateDeed() error {
+	switch c.Verb {
+	case VerbFlush:
+		if err := oneOf("by", c.By, BySrc, ByDst, ByEither); err != nil {
+			return err
+		}
+	case VerbBlock:
+		// Who may be forged would be blocked in another's name.
+		if c.Unanswered || c.Towards != "" {
+			return fmt.Errorf("a block is of all that an address sends: neither unanswered nor towards goes with it")
+		}
+		if c.BlockS < 1 || c.BlockS > MaxBlockS {
+			return fmt.Errorf("block_s: %d is not within 1 to %d", c.BlockS, MaxBlockS)
+		}
+	case VerbUnblock:
+	default:
+		return nil
+	}
+	if c.ID == "" {
+		return fmt.Errorf("id: is empty")
+	}
+	if _, err := c.TowardsPrefix(); err != nil {
+		return err
+	}
+	_, err := c.Prefixes()
+	return err
+}
+
+// MaxBlockS is the longest block, in seconds: a day. What is to last longer is a
+// rule, which somebody should write.
+const MaxBlockS = 24 * 60 * 60
+
+// TowardsPrefix returns Towards parsed; the zero prefix where it is empty.
+func (c *Command) TowardsPrefix() (netip.Prefix, error) {
+	if c.Towards == "" {
+		return netip.Prefix{}, nil
+	}
+	p, err := ParsePrefix(c.Towards)
+	if err != nil {
+		return p, fmt.Errorf("towards: %w", err)
+	}
+	return p, nil
 }
 
 // Prefixes returns Addresses parsed; a single address is a prefix of its full

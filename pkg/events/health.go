@@ -19,9 +19,23 @@ type Health struct {
 	Stream StreamHealth `msgpack:"stream" json:"stream"`
 
 	AllowFlush bool `msgpack:"allow_flush" json:"allow_flush"`
+	AllowBlock bool `msgpack:"allow_block,omitempty" json:"allow_block,omitempty"`
 	TCPLoose   bool `msgpack:"tcp_loose" json:"tcp_loose"`
 	// Problems are what the preflight found, in plain words.
 	Problems []string `msgpack:"problems,omitempty" json:"problems,omitempty"`
+	// Blocked is what is blocked, in answers to a status command only: at most
+	// MaxBlocked, those that end last; BlockedMore are left out.
+	Blocked     []Blocked `msgpack:"blocked,omitempty" json:"blocked,omitempty"`
+	BlockedMore uint64    `msgpack:"blocked_more,omitempty" json:"blocked_more,omitempty"`
+}
+
+// MaxBlocked bounds the list of what is blocked.
+const MaxBlocked = 2048
+
+// Blocked is one address or prefix that a firewall drops.
+type Blocked struct {
+	Prefix string  `msgpack:"prefix" json:"prefix"`
+	LeftS  float64 `msgpack:"left_s" json:"left_s"` // until it ends; -1: it has no end
 }
 
 // TableHealth is the fill of the table in entries.
@@ -86,6 +100,12 @@ func (h *Health) Validate() error {
 	}
 	for _, p := range h.Problems {
 		texts = append(texts, [2]string{"problem", p})
+	}
+	for _, b := range h.Blocked {
+		if err := checkFinite("blocked", b.LeftS); err != nil {
+			return err
+		}
+		texts = append(texts, [2]string{"blocked", b.Prefix})
 	}
 	return checkText(texts...)
 }

@@ -25,7 +25,13 @@ type Receipt struct {
 	Time      int64    `msgpack:"time" json:"time"` // Unix ms, firewall's wall clock
 	DryRun    bool     `msgpack:"dry_run,omitempty" json:"dry_run,omitempty"`
 	// Unanswered: only entries that have had no answer were meant.
-	Unanswered bool `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
+	Unanswered bool   `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
+	Towards    string `msgpack:"towards,omitempty" json:"towards,omitempty"` // only entries towards it were meant
+	Most       uint64 `msgpack:"most,omitempty" json:"most,omitempty"`       // how many might be deleted
+
+	// BlockedUntil is when the block ends, Unix ms of the firewall's wall clock; nil
+	// where nothing was blocked.
+	BlockedUntil *int64 `msgpack:"blocked_until,omitempty" json:"blocked_until,omitempty"`
 
 	Matched  uint64    `msgpack:"matched" json:"matched"` // entries that fit the match
 	Deleted  uint64    `msgpack:"deleted" json:"deleted"`
@@ -55,7 +61,7 @@ func (r *Receipt) Validate() error {
 		return err
 	}
 	texts := [][2]string{{"id", r.ID}, {"verb", r.Verb}, {"actor", r.Actor}, {"who", r.Who}, {"reason", r.Reason}, {"alert", r.Alert},
-		{"rule", r.Rule}, {"by", r.By}, {"error", r.Error}}
+		{"rule", r.Rule}, {"by", r.By}, {"towards", r.Towards}, {"error", r.Error}}
 	for _, s := range r.Addresses {
 		texts = append(texts, [2]string{"addresses", s})
 	}
@@ -71,6 +77,9 @@ const (
 	OutcomeSimulated = "simulated" // the mode is observe: this is what would have been sent
 	OutcomeDeclined  = "declined"  // policy said no: allowlist, cool-down, too old
 	OutcomeFailed    = "failed"    // commands could not be delivered or carried out
+	OutcomeProposed  = "proposed"  // the mode is approve: it waits for a person
+	OutcomeDenied    = "denied"    // who said no
+	OutcomeExpired   = "expired"   // or nothing, in time
 )
 
 // Decision is what the responder made of an alert, recorded on
@@ -91,6 +100,16 @@ type Decision struct {
 	Commands  []string `msgpack:"commands,omitempty" json:"commands,omitempty"` // ids
 	Time      int64    `msgpack:"time" json:"time"`                             // Unix ms
 	Simulated bool     `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
+
+	// What is asked of the firewalls, see [Command]. Address is whose entries are
+	// meant: the alert's key, or a source that contributes to it.
+	Address    string `msgpack:"address,omitempty" json:"address,omitempty"`
+	By         string `msgpack:"by,omitempty" json:"by,omitempty"`
+	Towards    string `msgpack:"towards,omitempty" json:"towards,omitempty"`
+	Unanswered bool   `msgpack:"unanswered,omitempty" json:"unanswered,omitempty"`
+	BlockS     int64  `msgpack:"block_s,omitempty" json:"block_s,omitempty"`
+	Updated    int64  `msgpack:"updated,omitempty" json:"updated,omitempty"` // of the alert
+	Who        string `msgpack:"who,omitempty" json:"who,omitempty"`         // who approved or denied it
 }
 
 func (d *Decision) Validate() error {
@@ -103,6 +122,7 @@ func (d *Decision) Validate() error {
 		}
 	}
 	texts := [][2]string{{"id", d.ID}, {"alert", d.Alert}, {"scope", d.Scope}, {"realm", d.Realm}, {"key", d.Key},
+		{"address", d.Address}, {"by", d.By}, {"towards", d.Towards}, {"who", d.Who},
 		{"mode", d.Mode}, {"action", d.Action}, {"outcome", d.Outcome}, {"reason", d.Reason}}
 	for _, c := range d.Commands {
 		texts = append(texts, [2]string{"commands", c})
