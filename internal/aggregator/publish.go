@@ -86,7 +86,7 @@ func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 				al.Firewalls[fw] = float64(n)
 			}
 		}
-		al.Peers, al.Ports = a.counter.Sample(l.Set.Track, place, s.Key, 5)
+		al.Peers, al.Ports, al.SampleSize = a.counter.Sample(l.Set.Track, place, s.Key, 5)
 		window := r.Window()
 		if window == 0 {
 			window = always[0]
@@ -100,9 +100,10 @@ func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 	return al
 }
 
-// describeTable names the largest sources of a filling table.
+// describeTable names the largest sources of a filling table: as many as somebody
+// who relieves it goes through.
 func (a *Aggregator) describeTable(al *events.Alert, place count.Place) {
-	for _, row := range a.counter.Top(count.Set{Track: count.BySrc, Metric: count.Active}, place, 0, 5) {
+	for _, row := range a.counter.Top(count.Set{Track: count.BySrc, Metric: count.Active}, place, 0, 20) {
 		al.Peers = append(al.Peers, events.Share{Value: keyText(row.Key), Count: row.Value})
 	}
 }

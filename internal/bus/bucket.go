@@ -84,22 +84,32 @@ func errNoBucket(bucket string) error {
 // Get decodes the value of a key into m and returns its revision, 0 where there is
 // none.
 func (c *Conn) Get(ctx context.Context, bucket, key string, m events.Message) (revision uint64, err error) {
+	msg, err := c.Value(ctx, bucket, key)
+	if err != nil || msg.Seq == 0 {
+		return 0, err
+	}
+	return msg.Seq, events.Unmarshal(msg.Data, m)
+}
+
+// Value returns the value of a key as it is kept: its Seq is the revision, 0 where
+// there is none.
+func (c *Conn) Value(ctx context.Context, bucket, key string) (Msg, error) {
 	s, err := c.JS.Stream(ctx, bucketStream(bucket))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return 0, errNoBucket(bucket)
+		return Msg{}, errNoBucket(bucket)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("bucket %s: %w", bucket, err)
+		return Msg{}, fmt.Errorf("bucket %s: %w", bucket, err)
 	}
 	// Not from a replica that may be behind: what is decided upon must be the last.
 	last, err := s.GetLastMsgForSubject(ctx, BucketSubject(bucket, key))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil
+		return Msg{}, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("bucket %s: %w", bucket, err)
+		return Msg{}, fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	return last.Sequence, events.Unmarshal(last.Data, m)
+	return Msg{Subject: last.Subject, Data: last.Data, Time: last.Time, Seq: last.Sequence, Seal: sealOf(last.Header.Get)}, nil
 }
 
 // Entries returns the value of each key of a bucket.

@@ -265,7 +265,9 @@ func (c *Conn) worker(ctx context.Context, stream, durable, filter string) (jets
 		Durable: durable, FilterSubject: filter, AckPolicy: jetstream.AckExplicitPolicy,
 		// What happened before the first start is history, nothing to act upon.
 		DeliverPolicy: jetstream.DeliverNewPolicy,
-		AckWait:       30 * time.Second, MaxDeliver: 5, MaxAckPending: 64,
+		// What a worker that was killed had begun goes to another while it is still worth
+		// something.
+		AckWait: 10 * time.Second, MaxDeliver: 5, MaxAckPending: 64,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s of %s: %w", durable, stream, err)

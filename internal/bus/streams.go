@@ -57,6 +57,8 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		}
 		return c
 	}
+	approvals := bucket(BucketApprovals)
+	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
 	return []jetstream.StreamConfig{
 		bulk(StreamEvents, events.SubjectEvents),
 		bulk(StreamSnapshots, events.SubjectSnapshots),
@@ -74,7 +76,7 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 			DenyDelete: true, DenyPurge: true, Duplicates: 2 * time.Minute, MaxMsgSize: events.MaxMessageBytes,
 		},
 		bucket(BucketAllowlist),
-		bucket(BucketApprovals),
+		approvals,
 		bucket(BucketGuard),
 	}
 }

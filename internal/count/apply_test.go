@@ -221,18 +221,21 @@ func TestSample(t *testing.T) {
 		return e
 	}
 	rec.live(events.Header{Seq: 1}, day, flow(1, 6, 443), flow(1, 6, 443), flow(2, 6, 22), flow(1, 17, 53), flow(3, 1, 8<<8), flow(3, 47, 0), flowEvent(events.New, 9, 0))
-	peers, ports := rec.c.Sample(BySrc, realmDefault, source(1), 2)
+	peers, ports, size := rec.c.Sample(BySrc, realmDefault, source(1), 2)
 	if want := []events.Share{{Value: "203.0.113.1", Count: 3}, {Value: "203.0.113.3", Count: 2}}; !slices.Equal(peers, want) {
 		t.Errorf("peers are %v, want %v", peers, want)
 	}
 	if want := []events.Share{{Value: "tcp/443", Count: 2}, {Value: "icmp/8", Count: 1}}; !slices.Equal(ports, want) {
 		t.Errorf("ports are %v, want %v", ports, want)
 	}
-	peers, _ = rec.c.Sample(ByDst, onFirewallA, netip.MustParsePrefix("203.0.113.0/24"), 9)
-	if want := []events.Share{{Value: "192.0.2.1", Count: 6}}; !slices.Equal(peers, want) {
+	if size != 6 {
+		t.Errorf("the sample holds %d events of it, want 6", size)
+	}
+	peers, _, size = rec.c.Sample(ByDst, onFirewallA, netip.MustParsePrefix("203.0.113.0/24"), 9)
+	if want := []events.Share{{Value: "192.0.2.1", Count: 6}}; !slices.Equal(peers, want) || size != 6 {
 		t.Errorf("peers of the prefix are %v, want %v", peers, want)
 	}
-	if peers, ports = rec.c.Sample(BySrc, Place{"default", "fw-b"}, source(1), 9); peers != nil || ports != nil {
+	if peers, ports, size = rec.c.Sample(BySrc, Place{"default", "fw-b"}, source(1), 9); peers != nil || ports != nil || size != 0 {
 		t.Errorf("another firewall: %v, %v", peers, ports)
 	}
 	for range 100 {
@@ -241,7 +244,7 @@ func TestSample(t *testing.T) {
 	if n := len(rec.c.realms["default"].recent.flows); n != sampleSize {
 		t.Errorf("%d events are kept, want %d", n, sampleSize)
 	}
-	if peers, _ = rec.c.Sample(BySrc, realmDefault, source(1), 9); peers != nil {
+	if peers, _, _ = rec.c.Sample(BySrc, realmDefault, source(1), 9); peers != nil {
 		t.Errorf("what was long ago is still there: %v", peers)
 	}
 }

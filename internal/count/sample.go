@@ -55,11 +55,12 @@ func (r *ring) add(s sighting) {
 
 // Sample returns the most frequent peers (the addresses on the other side) and
 // services (tcp/443) of key among the realm's latest NEW events, largest first,
-// at most limit each. It is a sample: the ring holds 4096 events of the realm.
-func (c *Counter) Sample(track Track, place Place, key netip.Prefix, limit int) (peers, ports []events.Share) {
+// at most limit each, and how many of those events are of key. It is a sample: the
+// ring holds 4096 events of the realm.
+func (c *Counter) Sample(track Track, place Place, key netip.Prefix, limit int) (peers, ports []events.Share, size uint64) {
 	r := c.realms[place.Realm]
 	if r == nil {
-		return nil, nil
+		return nil, nil, 0
 	}
 	_, ipv6 := events.FromNetip(key.Addr())
 	byPeer, byPort := map[events.Addr]uint64{}, map[string]uint64{}
@@ -72,6 +73,7 @@ func (c *Counter) Sample(track Track, place Place, key netip.Prefix, limit int) 
 		if f.ipv6 != ipv6 || place.Firewall != "" && f.at.Firewall != place.Firewall || !key.Contains(own.Netip(ipv6)) {
 			continue
 		}
+		size++
 		byPeer[peer]++
 		byPort[service(f.proto, f.dport)]++
 	}
@@ -81,7 +83,7 @@ func (c *Counter) Sample(track Track, place Place, key netip.Prefix, limit int) 
 	for s, n := range byPort {
 		ports = append(ports, events.Share{Value: s, Count: n})
 	}
-	return largest(peers, limit), largest(ports, limit)
+	return largest(peers, limit), largest(ports, limit), size
 }
 
 func largest(s []events.Share, limit int) []events.Share {

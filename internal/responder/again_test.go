@@ -136,42 +136,6 @@ func TestAllFailed(t *testing.T) {
 	}
 }
 
-// TestLearned: a responder shares the cool-downs of the others, and their ends.
-func TestLearned(t *testing.T) {
-	r := newRig(t)
-	now := time.Now()
-	resp := r.idle(now, 0)
-	r.reading(resp)
-	resp.fleet["fw-a"] = sighting{events.Health{Firewall: "fw-a", Realm: events.RealmDefault}, now, true}
-	learn := func(at int64, outcome string, failed ...string) {
-		t.Helper()
-		resp.learn(decisionSubject, message(t, decisionSubject, now, &events.Decision{
-			ID: "d", Alert: "a1", Rule: "flood", Realm: events.RealmDefault, Key: "198.18.0.1", Time: at, Outcome: outcome,
-			Firewalls: failed, Commands: []string{"c1", "c2"},
-		}).Data)
-	}
-	cooling := func(want bool) {
-		t.Helper()
-		a := alert("a1", "198.18.0.1", updated(0))
-		d, _ := resp.decide(a, now, now)
-		if (d.Outcome == events.OutcomeDeclined) != want {
-			t.Errorf("%s because %q, want a cool-down: %t", d.Outcome, d.Reason, want)
-		}
-		if !want { // as it was
-			resp.retract(&events.Decision{Alert: "a1", Time: now.UnixMilli(), Realm: a.Realm, Key: a.Key})
-		}
-	}
-	cooling(false)
-	learn(1, events.OutcomeCommanded, "fw-a", "fw-b")
-	cooling(true)
-	learn(1, events.OutcomeFailed, "fw-b") // fw-a did it
-	cooling(true)
-	learn(0, events.OutcomeFailed, "fw-a", "fw-b") // another attempt
-	cooling(true)
-	learn(1, events.OutcomeFailed, "fw-a", "fw-b")
-	cooling(false)
-}
-
 // TestSomeFailed: the record says which, and the cool-down stays.
 func TestSomeFailed(t *testing.T) {
 	r := newRig(t)

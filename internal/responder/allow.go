@@ -1,10 +1,13 @@
 package responder
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 )
 
 // allowed is the live allowlist of a realm, or why it is not known.
@@ -13,6 +16,20 @@ func (r *Responder) allowed(realm string) (*allowlist.List, error) {
 		return nil, err
 	}
 	return r.allow.List(realm, r.mirror.Now()), nil
+}
+
+// allowWait is how long an alert waits for the live allowlist, which is read anew
+// after each break of the connection.
+const allowWait = 2 * time.Second
+
+// awaitAllowlist waits for a moment until the live allowlist is known: an alert is
+// not to be declined because it came first.
+func (r *Responder) awaitAllowlist(ctx context.Context) {
+	for begin := time.Now(); r.mirror.Current() != nil && time.Since(begin) < allowWait; {
+		if !daemon.Sleep(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // allowEntry takes an entry of the live allowlist.

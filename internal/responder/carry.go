@@ -9,126 +9,137 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// carryOut sends the commands of a recorded decision and records it once more,
-// for the firewalls concerned, when some of them came to nothing. When all did,
-// the cool-down that the decision began is over: the alert's next update is to
-// try again.
-func (r *Responder) carryOut(ctx context.Context, decided *events.Decision, commands []*events.Command) {
-	failures := make([]error, len(commands))
+// carryOut sends the commands of a recorded decision and records it once more, for
+// the firewalls concerned, when some of them came to nothing. When all did, the deed
+// is taken out of the ledger: the alert's next update is to try again. A receipt is
+// nil where none came.
+func (r *Responder) carryOut(ctx context.Context, decided *events.Decision, commands []*events.Command) []*events.Receipt {
+	failures, receipts := make([]error, len(commands)), make([]*events.Receipt, len(commands))
 	var wg sync.WaitGroup
 	for i, c := range commands {
-		wg.Go(func() { failures[i] = r.send(ctx, c) })
+		wg.Go(func() { receipts[i], failures[i] = r.send(ctx, c) })
 	}
 	wg.Wait()
 	rec := *decided
 	rec.Outcome, rec.Firewalls = events.OutcomeFailed, nil
+	unknown := false
 	for i, c := range commands {
 		if failures[i] != nil {
 			rec.Firewalls = append(rec.Firewalls, c.Firewall)
+			unknown = unknown || errors.Is(failures[i], bus.ErrNoAnswer)
 		}
 	}
 	if len(rec.Firewalls) == 0 {
-		return
+		return receipts
 	}
-	scope := fmt.Sprintf("%d of %d commands failed: ", len(rec.Firewalls), len(commands))
-	if nothingDone(&rec) {
-		scope = "nothing was done, an update of the alert tries again: "
-		r.retract(&rec)
-	}
-	rec.Reason = short(scope + strings.ReplaceAll(errors.Join(failures...).Error(), "\n", "; "))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	scope := fmt.Sprintf("%d of %d commands failed: ", len(rec.Firewalls), len(commands))
+	// A command without an answer may have been carried out.
+	if len(rec.Firewalls) == len(commands) && !unknown {
+		scope = "nothing was done, an update of the alert tries again: "
+		if err := r.retract(ctx, &rec); err != nil {
+			r.log.Error("cannot take a deed out of the ledger", "alert", rec.Alert, "error", err)
+		}
+	}
+	rec.Reason = short(scope + strings.ReplaceAll(errors.Join(failures...).Error(), "\n", "; "))
 	r.log.Warn("commands failed", "alert", rec.Alert, "reason", rec.Reason)
 	if err := r.record(ctx, &rec); err != nil {
 		r.log.Error("cannot record that commands failed", "alert", rec.Alert, "error", err)
 	}
+	return receipts
 }
 
-// nothingDone reports whether a record says that no firewall did anything. The
-// record of a failure lists the commands that were sent, and the firewalls whose
-// commands failed.
-func nothingDone(d *events.Decision) bool {
-	return d.Outcome == events.OutcomeFailed && len(d.Firewalls) == len(d.Commands)
-}
-
-// deed is what a record's cool-down is known by: the record of a failure has the
-// alert and the time of the decision that it is about.
-func deed(d *events.Decision) policy.Deed { return policy.Deed{Alert: d.Alert, Time: d.Time} }
-
-// retract ends the cool-down that a decision began.
-func (r *Responder) retract(d *events.Decision) {
-	address, err := events.ParsePrefix(d.Key)
-	if err != nil {
-		return // it began none
+// commands makes one command for each firewall of a record, to be carried out by its
+// present producer within commandLife by its own clock.
+func (r *Responder) commands(d *events.Decision) []*events.Command {
+	if d.Outcome != events.OutcomeCommanded {
+		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.engine.Retract(d.Realm, address, deed(d))
-}
-
-// maxReason keeps a record's text within what messages may hold.
-const maxReason = 900
-
-func short(s string) string {
-	if len(s) <= maxReason {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxReason], "") + "…"
-}
-
-// commands makes one command per firewall, to be carried out by its present
-// producer within commandLife by its own clock.
-func (r *Responder) commands(a *events.Alert, d policy.Decision) []*events.Command {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	concerned, whole := r.tables(d)
 	var out []*events.Command
 	for _, name := range d.Firewalls {
 		s := r.fleet[name]
-		out = append(out, &events.Command{
-			// A firing alert is acted upon again after its cool-down: Updated
-			// keeps the second command from being refused as a repetition, and
-			// is the same for two responders.
-			ID:   policy.CommandID(fmt.Sprintf("%s@%d", a.ID, a.Updated), name, d.Action),
-			Verb: events.VerbFlush, Firewall: name, Realm: a.Realm, Boot: s.health.Boot,
+		c := &events.Command{
+			// A firing alert is acted upon again after its cool-down: Updated keeps the
+			// second command from being refused as a repetition, and is the same for two
+			// responders.
+			ID:   policy.CommandID(d.Alert, d.Updated, d.Address, name, d.Action),
+			Verb: events.VerbFlush, Firewall: name, Realm: d.Realm, Boot: s.health.Boot,
 			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
-			Actor:   events.ActorResponder, Reason: d.Reason, Alert: a.ID, Rule: a.Rule,
-			Addresses: []string{a.Key}, By: d.By, Unanswered: d.Unanswered,
-		})
+			Actor:   events.ActorResponder, Reason: d.Reason, Alert: d.Alert, Rule: d.Rule,
+			Addresses: []string{d.Address}, By: d.By, Towards: d.Towards, Unanswered: d.Unanswered,
+			Most: r.engine.Most(s.health.Table.Count, concerned, whole),
+		}
+		if d.BlockS > 0 {
+			c.Verb, c.BlockS, c.Flush = events.VerbBlock, d.BlockS, d.Action == policy.ActionFlushBlock
+		}
+		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b *events.Command) int { return strings.Compare(a.Firewall, b.Firewall) })
 	return out
 }
 
-// send commands one firewall. It fails when nothing came of the command, and
-// might the next time. A refusal for good is an answer: the receipt says why.
-func (r *Responder) send(ctx context.Context, c *events.Command) error {
+// tables counts the entries of the firewalls of a decision, and of all of its realm.
+// r.mu is held.
+func (r *Responder) tables(d *events.Decision) (concerned, realm uint64) {
+	for name, s := range r.fleet {
+		if _, ours := events.ZoneOf(d.Realm, s.health.Realm); !ours {
+			continue
+		}
+		realm += s.health.Table.Count
+		if slices.Contains(d.Firewalls, name) {
+			concerned += s.health.Table.Count
+		}
+	}
+	return concerned, realm
+}
+
+// sendAgain is the pause before a firewall that is away is tried again.
+const sendAgain = 250 * time.Millisecond
+
+// send commands one firewall, and one that is away again and again, until the
+// command expires. It fails when nothing came of the command, and might the next
+// time; or with bus.ErrNoAnswer, when nobody knows what came of it. A refusal for
+// good is an answer: the receipt says why.
+func (r *Responder) send(ctx context.Context, c *events.Command) (*events.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-ctx.Done():
-		return fmt.Errorf("%s: too many commands are under way", c.Firewall)
+		return nil, fmt.Errorf("%s: too many commands are under way", c.Firewall)
 	}
 	var receipt events.Receipt
-	if err := r.conn.Command(ctx, r.signer, events.CommandSubject(c.Firewall, c.Verb), c, &receipt); err != nil {
-		return fmt.Errorf("%s: %w", c.Firewall, err)
+	for {
+		err := r.conn.Command(ctx, r.signer, events.CommandSubject(c.Firewall, c.Verb), c, &receipt)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, bus.ErrNobody) || !daemon.Sleep(ctx, sendAgain) {
+			return nil, fmt.Errorf("%s: %w", c.Firewall, err)
+		}
 	}
-	r.log.Info("receipt", "firewall", receipt.Firewall, "addresses", receipt.Addresses, "matched", receipt.Matched, "deleted", receipt.Deleted,
+	r.log.Info("receipt", "firewall", receipt.Firewall, "verb", receipt.Verb, "addresses", receipt.Addresses, "matched", receipt.Matched, "deleted", receipt.Deleted,
 		"refused", receipt.Refused, "error", receipt.Error, "ms", receipt.DurationMS)
-	if receipt.Error != "" && receipt.Deleted == 0 && !refusedForGood(&receipt) {
-		return fmt.Errorf("%s: %s", c.Firewall, receipt.Error)
+	if receipt.Error != "" && receipt.Deleted == 0 && receipt.BlockedUntil == nil && !refusedForGood(&receipt) {
+		return &receipt, fmt.Errorf("%s: %s", c.Firewall, receipt.Error)
 	}
-	return nil
+	return &receipt, nil
 }
 
 // passing are the refusals that a later command may not meet.
-var passing = []string{guard.NotReady, guard.WrongBoot, guard.Expired, guard.TooFarAhead, guard.RateLimited}
+var passing = []string{guard.NotReady, guard.WrongBoot, guard.Expired, guard.TooFarAhead, guard.RateLimited, guard.Unread}
 
 // refusedForGood reports whether the firewall's guard refused the whole command
 // for a reason that holds for the next one too.

@@ -53,9 +53,9 @@ func message(t *testing.T, subject string, stamp time.Time, m events.Message) bu
 // TestClocksDiffer: what the server stamped is as old as the server's clock
 // says, however far it is from ours.
 func TestClocksDiffer(t *testing.T) {
-	r := newRig(t)
 	for _, ahead := range []time.Duration{-time.Minute, 0, time.Minute} {
 		t.Run(ahead.String(), func(t *testing.T) {
+			r := newRig(t)
 			now := time.Now()
 			ago := func(age time.Duration) time.Time { return now.Add(ahead - age) } // by the server's clock
 			health := func(boot string, stamp time.Time) bus.Msg {
@@ -64,8 +64,12 @@ func TestClocksDiffer(t *testing.T) {
 			only := func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-a": 200} }
 			decide := func(resp *Responder, key string, age time.Duration, outcome, reason string) policy.Decision {
 				t.Helper()
-				d, ok := resp.decide(alert("a-"+key, key, only), ago(age), now)
-				if !ok || d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
+				ds := resp.propose(alert("a-"+key, key, only), ago(age))
+				if err := resp.settle(t.Context(), ds); err != nil {
+					t.Fatal(err)
+				}
+				d := ds[0]
+				if d.Outcome != outcome || !strings.Contains(d.Reason, reason) {
 					t.Errorf("an alert %s old: %s because %q, want %s because %q", age, d.Outcome, d.Reason, outcome, reason)
 				}
 				return d
@@ -78,7 +82,7 @@ func TestClocksDiffer(t *testing.T) {
 
 			resp.recallHealth(health("recalled", ago(2*time.Second)), now)
 			d := decide(resp, "198.18.0.1", time.Second, events.OutcomeCommanded, "")
-			commands := resp.commands(alert("a1", "198.18.0.1", only), d)
+			commands := resp.commands(describe(alert("a1", "198.18.0.1", only), &d))
 			if len(commands) != 1 {
 				t.Fatalf("%d commands, want one", len(commands))
 			}
@@ -88,14 +92,18 @@ func TestClocksDiffer(t *testing.T) {
 			if c.Boot != "recalled" || life < commandLife || life > commandLife+time.Since(now)+time.Millisecond {
 				t.Errorf("a command to boot %s, to live for %s", c.Boot, life)
 			}
-			decide(resp, "198.18.0.2", 30*time.Second, events.OutcomeCommanded, "")
+			decide(resp, "198.18.0.2", 29*time.Second, events.OutcomeCommanded, "")
 			decide(resp, "198.18.0.3", 31*time.Second, events.OutcomeDeclined, "the alert is 31s old")
 
 			// The cool-down is a minute.
 			acted := func(key string, age time.Duration) {
-				resp.recallDecision(message(t, decisionSubject, ago(age), &events.Decision{
-					ID: "d", Alert: "a", Rule: "flood", Realm: events.RealmDefault, Key: key, Outcome: events.OutcomeCommanded,
-				}), now)
+				_, err := resp.changeLedger(t.Context(), func(l *events.Ledger) bool {
+					l.Acts = append(l.Acts, events.Acted{Realm: events.RealmDefault, Address: key, Alert: "another", At: ago(age).UnixMilli(), Until: ago(age - time.Minute).UnixMilli()})
+					return true
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
 			}
 			acted("198.18.0.4", 50*time.Second)
 			decide(resp, "198.18.0.4", 0, events.OutcomeDeclined, "left alone for another 10s")

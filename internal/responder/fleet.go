@@ -53,48 +53,12 @@ func (r *Responder) recallOnce(ctx context.Context) error {
 	for _, m := range last {
 		r.recallHealth(m, time.Now())
 	}
-	// What was done is remembered for the cool-down, and for the budget's minute.
-	since := r.clock.At(time.Now()).Add(-max(r.file.CoolDown, time.Minute))
-	return r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: since, Filter: decisionSubject}, func(m bus.Msg) {
-		r.recallDecision(m, time.Now())
-	})
+	return nil
 }
 
 // recallHealth notes a firewall's last health, unless it has reported since.
 func (r *Responder) recallHealth(m bus.Msg, now time.Time) {
 	r.sightAt(m.Subject, m.Data, now.Add(-r.clock.Age(m.Time, now)), false)
-}
-
-// recallDecision takes over what is left of the cool-down of a decision.
-func (r *Responder) recallDecision(m bus.Msg, now time.Time) {
-	r.learnAt(m.Data, now.Add(-r.clock.Age(m.Time, now)))
-}
-
-// learn takes over the cool-downs that other responders began.
-func (r *Responder) learn(_ string, data []byte) { r.learnAt(data, time.Now()) }
-
-// learnAt notes a decision that was recorded at the given time of our clock.
-func (r *Responder) learnAt(data []byte, at time.Time) {
-	var d events.Decision
-	if err := events.Unmarshal(data, &d); err != nil {
-		r.refuse("decision", decisionSubject, err)
-		return
-	}
-	address, err := events.ParsePrefix(d.Key)
-	if err != nil {
-		return // what names no address began no cool-down
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, ours := r.own[recordID(&d)]; ours {
-		return
-	}
-	switch {
-	case d.Outcome == events.OutcomeCommanded:
-		r.engine.Acted(d.Realm, address, deed(&d), at)
-	case nothingDone(&d):
-		r.engine.Retract(d.Realm, address, deed(&d))
-	}
 }
 
 func (r *Responder) sight(subject string, data []byte) { r.sightAt(subject, data, time.Now(), true) }

@@ -72,7 +72,10 @@ func TestDeclined(t *testing.T) {
 	r := newRig(t)
 	r.bootstrap()
 	r.join(&firewall{name: "fw-a"})
-	r.run(enforce(func(f *policy.File) { f.Allowlist = []netip.Prefix{netip.MustParsePrefix("198.18.5.0/24")} }))
+	r.run(enforce(func(f *policy.File) {
+		f.Allowlist = []netip.Prefix{netip.MustParsePrefix("198.18.5.0/24")}
+		f.Policies[0].Unanswered = policy.UnansweredRefuse
+	}))
 	r.working()
 	only := func(a *events.Alert) { a.Firewalls = map[string]float64{"fw-a": 200} }
 	f := func(reason string, a *events.Alert) {
@@ -254,6 +257,7 @@ func TestRestart(t *testing.T) {
 // TestBudgetAcrossARestart: a hundred alerts in a moment lead to as many commands as
 // the budget allows, whoever is started again meanwhile.
 func TestBudgetAcrossARestart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.bootstrap()
 	r.join(&firewall{name: "fw-a"})
@@ -347,6 +351,7 @@ func TestRecordFirst(t *testing.T) {
 // TestUnreachable: a firewall that does not answer is recorded, and holds up
 // neither the other firewall nor the next alert.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.bootstrap()
 	r.join(&firewall{name: "fw-a"})
@@ -410,7 +415,7 @@ func TestLoad(t *testing.T) {
 	if f, err := o.Load(); err != nil || f.Mode != policy.Observe || len(f.Policies) != 0 {
 		t.Errorf("without a file: %+v, %v", f, err)
 	}
-	if _, err := New(policy.File{Mode: "approve"}, Dependencies{Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "policy: mode") {
+	if _, err := New(policy.File{Mode: "never"}, Dependencies{Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "policy: mode") {
 		t.Errorf("a file that is not valid: %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/policy"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -22,6 +23,8 @@ type rig struct {
 	t      *testing.T
 	server *bus.Server
 	conn   *bus.Conn
+	signer *seal.Signer // of the responders
+	trust  *seal.Trust  // theirs
 
 	mu   sync.Mutex
 	seen []string // what happened, in order: "decision …", "command …"
@@ -147,7 +150,7 @@ func (r *rig) join(f *firewall) *firewall {
 // run starts a responder and waits until it works.
 func (r *rig) run(file policy.File) (stop func()) {
 	r.t.Helper()
-	resp, err := New(file, Dependencies{Bus: bus.Config{Server: r.server}, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	resp, err := New(file, Dependencies{Bus: bus.Config{Server: r.server}, Signer: r.signer, Trust: r.trust, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -103,6 +103,11 @@ func (s *Signer) Sign(subject string, body []byte) (Seal, error) {
 	return Seal{s.public, base64.RawURLEncoding.EncodeToString(sig)}, nil
 }
 
+// Made reports whether a seal is this signer's own.
+func (s *Signer) Made(x Seal, subject string, body []byte) bool {
+	return s != nil && x.Key == s.public && x.verify(subject, body) == nil
+}
+
 // Why a seal is not accepted.
 var (
 	ErrUnsigned  = errors.New("it is not signed")

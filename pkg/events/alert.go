@@ -41,6 +41,8 @@ type Alert struct {
 	// events of this key, not a full count.
 	Peers []Share `msgpack:"peers_sample,omitempty" json:"peers_sample,omitempty"`
 	Ports []Share `msgpack:"ports_sample,omitempty" json:"ports_sample,omitempty"`
+	// SampleSize is how many of the sampled events are of this key.
+	SampleSize uint64 `msgpack:"sample_size,omitempty" json:"sample_size,omitempty"`
 	// Unreplied is the share, 0 to 1, of this key's flows that ended without
 	// an answer within the window; nil until one has ended.
 	Unreplied *float64 `msgpack:"unreplied" json:"unreplied"`

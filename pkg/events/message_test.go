@@ -33,7 +33,7 @@ func messages() []events.Message {
 		ID: "0123abcd", Rule: "new-flows-by-source", State: events.Firing, Severity: "critical", Scope: "fleet", Realm: "default",
 		Key: "203.0.113.7", Track: "by_src", Metric: events.MetricNew, Value: 4001, Count: 3500, Seconds: 10, Peak: 4001,
 		Started: 1_700_000_000_000, Updated: 1_700_000_000_100, Firewalls: map[string]float64{"fw-a": 2001, "fw-b": 2000},
-		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}},
+		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}}, SampleSize: 12,
 		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Simulated: true,
 		Text: "203.0.113.7 opened 4001 flows in 10 s on 2 firewalls, 3500 are allowed",
 	}
@@ -53,6 +53,13 @@ func messages() []events.Message {
 			ID: "d1", Alert: alert.ID, Rule: alert.Rule, Scope: "fleet", Realm: "default", Key: alert.Key, Mode: "enforce", Action: "flush",
 			Outcome: events.OutcomeCommanded, Reason: "policy", Firewalls: []string{"fw-a"}, Commands: []string{"c1"}, Time: 5, Simulated: true,
 		},
+		&events.AllowEntry{Prefix: "10.0.0.0/8", Realm: "lis1", Except: true, Comment: "backup run", Until: 1_700_000_000_000, Removed: true, Time: 1},
+		&events.Act{Verb: events.VerbAllowlist, What: "added 10.0.0.0/8", Who: "alice", Key: "10.0.0.0/8", Realm: "lis1", ID: "d1", Reason: "backup run", Time: 5},
+		&events.Proposal{Decision: events.Decision{ID: "d1", Rule: alert.Rule, Outcome: events.OutcomeProposed, Address: alert.Key}, Text: alert.Text, Expires: 6},
+		&events.Answer{ID: "d1", Approve: true, Digest: "00ff", Reason: "seen", Time: 7},
+		&events.Outcome{ID: "d1", Outcome: events.OutcomeCommanded, Who: "alice", Time: 8},
+		&events.Ledger{Acts: []events.Acted{{Realm: "default", Address: alert.Key, Alert: alert.ID, Updated: 1, At: 2, Until: 3, Simulated: true}}, Circuit: events.Circuit{Open: true, Since: 4, Why: "spent", Who: "alice"}},
+		&events.CircuitOrder{Open: true, Reason: "wrong rule", Time: 9},
 		&events.Pace{LingerMS: 100, Fleet: 1000},
 		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50},
 		&events.TopReply{

@@ -1,0 +1,123 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// Charge settles an open decision at now, by the server's clock: it is declined
+// while the address's cool-down lasts, or takes its place in the ledger. When the
+// budget is spent, the circuit opens and the decision is only simulated, as all are
+// while it is open. It reports whether the ledger was changed, which then has to be
+// kept before anything is done.
+//
+// A deed that is in the ledger already was begun by somebody who did not finish it:
+// it is settled as it was.
+func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed bool) {
+	if d.Outcome != "" {
+		return false
+	}
+	prune(l, now)
+	if l.Circuit.Open && d.Mode != Observe {
+		d.Mode = Observe
+		d.Reason += fmt.Sprintf(" (the circuit is open: %s)", l.Circuit.Why)
+	}
+	simulated := d.Mode == Observe
+	spent := 0
+	for i := range l.Acts {
+		act := &l.Acts[i]
+		switch same := act.Realm == d.Realm && act.Address == events.FormatPrefix(d.Address); {
+		case same && act.Alert == d.Alert && act.Updated == d.Updated && act.Simulated == simulated:
+			d.settle()
+			return false
+		case same && act.Until > now.UnixMilli() && (!act.Simulated || simulated):
+			*d = d.declined(fmt.Errorf("%s was acted upon and is left alone for another %s", d.Address, time.UnixMilli(act.Until).Sub(now).Round(time.Second)))
+			return false
+		}
+		if act.Simulated == simulated && now.UnixMilli()-act.At < time.Minute.Milliseconds() {
+			spent++
+		}
+	}
+	switch n := e.file.Budget.AddressesPerMinute; {
+	case n > 0 && spent >= n && simulated:
+		*d = d.declined(fmt.Errorf("the budget of %d addresses a minute is spent", n))
+		return false
+	case n > 0 && spent >= n:
+		l.Circuit = events.Circuit{Open: true, Since: now.UnixMilli(), Why: fmt.Sprintf("the budget of %d addresses a minute is spent", n)}
+		e.Charge(d, l, now) // there is no other way on: it is simulated now
+		return true
+	case len(l.Acts) >= events.MaxLedgerActs:
+		*d = d.declined(fmt.Errorf("%d addresses were acted upon within their cool-downs, more cannot be remembered", len(l.Acts)))
+		return false
+	}
+	left := e.file.CoolDown
+	if d.Mode == Approve {
+		left = max(left, e.file.ApproveWithin) // or each update would be proposed again
+	}
+	l.Acts = append(l.Acts, events.Acted{
+		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
+		At: now.UnixMilli(), Until: now.Add(left).UnixMilli(), Simulated: simulated,
+	})
+	d.settle()
+	return true
+}
+
+// settle gives a decision the outcome of its mode.
+func (d *Decision) settle() {
+	switch d.Mode {
+	case Enforce:
+		d.Outcome = events.OutcomeCommanded
+	case Approve:
+		d.Outcome = events.OutcomeProposed
+	default:
+		d.Outcome = events.OutcomeSimulated
+	}
+}
+
+// prune forgets what neither a cool-down nor the budget's minute is about any more.
+func prune(l *events.Ledger, now time.Time) {
+	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool {
+		return a.Until <= now.UnixMilli() && now.UnixMilli()-a.At >= time.Minute.Milliseconds()
+	})
+}
+
+// Retract takes a deed out of the ledger, with what it spent and its cool-down,
+// when nothing came of it: no firewall carried it out. Another deed's about the same
+// address stays. It reports whether there was one.
+func Retract(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool {
+	before := len(l.Acts)
+	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool {
+		return a.Realm == realm && a.Address == events.FormatPrefix(address) && a.Alert == alert && a.Updated == updated
+	})
+	return len(l.Acts) != before
+}
+
+// CoolDown is how long an address is left alone after an action.
+func (e *Engine) CoolDown() time.Duration { return e.file.CoolDown }
+
+// ApproveWithin is how long a proposal waits for a person.
+func (e *Engine) ApproveWithin() time.Duration { return e.file.ApproveWithin }
+
+// Most is how many entries one firewall may delete for a decision, when its table
+// holds count entries and those of all firewalls of the realm realm, of which those
+// concerned hold concerned. 0 means no limit.
+func (e *Engine) Most(count, concerned, realm uint64) uint64 {
+	most := uint64(0)
+	limit := func(n float64) {
+		// At least one: 0 would be no limit.
+		if v := max(uint64(n), 1); most == 0 || v < most {
+			most = v
+		}
+	}
+	if p := e.file.Budget.TablePercent; p > 0 {
+		limit(p / 100 * float64(count))
+	}
+	if p := e.file.Budget.RealmPercent; p > 0 && concerned > 0 {
+		limit(p / 100 * float64(realm) * float64(count) / float64(concerned))
+	}
+	return most
+}

@@ -1,0 +1,263 @@
+package responder
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/policy"
+	"github.com/ctfleet/ctfleet/internal/seal"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// signs gives the rig's responders a key, and returns those of an operator who may
+// do all, and of one who may only flush.
+func (r *rig) signs() (operator, other *seal.Signer) {
+	r.t.Helper()
+	file := "keys:\n"
+	key := func(name, role, verbs string) *seal.Signer {
+		s, _, err := seal.NewSigner()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		file += fmt.Sprintf("  - {name: %s, role: %s, key: %s, verbs: [%s]}\n", name, role, s.Public(), verbs)
+		return s
+	}
+	r.signer = key("responder", "responder", "flush, block")
+	operator, other = key("alice", "operator", strings.Join(seal.Verbs, ", ")), key("bob", "operator", "flush")
+	path := filepath.Join(r.t.TempDir(), "trust.yaml")
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	var err error
+	if r.trust, err = seal.OpenTrust(path); err != nil {
+		r.t.Fatal(err)
+	}
+	return operator, other
+}
+
+// acts returns what the responders recorded of a kind.
+func (r *rig) acts(verb string) func() []events.Act {
+	r.t.Helper()
+	var mu sync.Mutex
+	var out []events.Act
+	stop, err := r.conn.Subscribe(events.AuditSubject(events.ActorResponder, verb), func(_ string, data []byte) {
+		var a events.Act
+		if err := events.Unmarshal(data, &a); err != nil {
+			r.t.Errorf("act: %v", err)
+		}
+		mu.Lock()
+		out = append(out, a)
+		mu.Unlock()
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(stop)
+	return func() []events.Act { mu.Lock(); defer mu.Unlock(); return slices.Clone(out) }
+}
+
+func (r *rig) ledger() events.Ledger {
+	r.t.Helper()
+	var l events.Ledger
+	if _, err := r.conn.Get(r.t.Context(), bus.BucketGuard, keyLedger, &l); err != nil {
+		r.t.Fatal(err)
+	}
+	return l
+}
+
+func onFirewallA(a *events.Alert) { a.Firewalls = map[string]float64{"fw-a": 200} }
+
+func (r *rig) fireMany(from, to int) {
+	r.t.Helper()
+	for i := from; i < to; i++ {
+		r.fire(alert(fmt.Sprint("a", i), netip.AddrFrom4([4]byte{198, 18, 1, byte(i)}).String(), onFirewallA))
+	}
+}
+
+// TestCircuit: two responders share one budget to the last command; when it is spent
+// the circuit opens, once, and what comes is only simulated, also after a restart,
+// until an operator who may closes it.
+func TestCircuit(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	alice, bob := r.signs()
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	circuit := r.acts(events.VerbCircuit)
+	const budget, alerts = 5, 30
+	file := enforce(func(f *policy.File) { f.Budget.AddressesPerMinute = budget })
+	stops := []func(){r.run(file), r.run(file)}
+	r.working()
+	r.fireMany(0, alerts)
+	ds := r.decisions(alerts)
+	outcomes := map[string]int{}
+	for _, d := range ds {
+		outcomes[d.Outcome]++
+	}
+	if n := len(r.commands("fw-a")); n != budget || outcomes[events.OutcomeCommanded] != budget || outcomes[events.OutcomeSimulated] != budget {
+		t.Errorf("%d commands, %v, want %d of each", n, outcomes, budget)
+	}
+	if l := r.ledger(); !l.Circuit.Open || l.Circuit.Why != "the budget of 5 addresses a minute is spent" {
+		t.Errorf("the circuit: %+v", l.Circuit)
+	}
+	r.until("the record of the circuit", func() bool { return len(circuit()) > 0 })
+	for _, stop := range stops {
+		stop()
+	}
+	r.run(file)
+	order := func(by *seal.Signer, open bool) {
+		t.Helper()
+		// Its time is after that of the opening, by the server's clock.
+		o := &events.CircuitOrder{Open: open, Reason: "seen", Time: max(time.Now().UnixMilli(), r.ledger().Circuit.Since+1)}
+		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, keyCircuit, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	order(nil, false)
+	order(bob, false) // may flush, not this
+	r.settled("forged orders")
+	r.mu.Lock()
+	r.decs = nil
+	r.mu.Unlock()
+	r.fire(alert("b1", "198.18.2.1", onFirewallA))
+	if d := r.decisions(1)[0]; d.Outcome == events.OutcomeCommanded {
+		t.Errorf("after orders of those who may not: %+v", d)
+	}
+	order(alice, false)
+	r.until("the circuit to close", func() bool { return !r.ledger().Circuit.Open })
+	// The budget's minute is not over: the next one opens it again.
+	r.fire(alert("b2", "198.18.2.2", onFirewallA))
+	r.until("the circuit to open", func() bool { return r.ledger().Circuit.Open })
+	order(alice, false)
+	r.until("the circuit to close", func() bool { return !r.ledger().Circuit.Open })
+	order(alice, true) // an emergency stop
+	r.until("the circuit to open", func() bool { return r.ledger().Circuit.Open })
+	if l := r.ledger(); l.Circuit.Who != "alice" || l.Circuit.Why != "seen" {
+		t.Errorf("the circuit: %+v", l.Circuit)
+	}
+	r.until("all records", func() bool { return len(circuit()) >= 5 })
+	var what []string
+	for _, a := range circuit() {
+		what = append(what, strings.TrimSpace(a.Who+" "+a.What))
+	}
+	const spent = "opened: the budget of 5 addresses a minute is spent"
+	if want := []string{spent, "alice closed", spent, "alice closed", "alice opened"}; !slices.Equal(what, want) {
+		t.Errorf("recorded %q, want %q", what, want)
+	}
+}
+
+// TestForgedLedger: a ledger that no responder wrote is as good as an open circuit.
+func TestForgedLedger(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	alice, bob := r.signs()
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	for _, by := range []*seal.Signer{nil, bob} {
+		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, keyLedger, &events.Ledger{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.run(enforce(nil))
+	r.working()
+	r.fire(alert("a1", "198.18.0.1", onFirewallA))
+	if d := r.decisions(1)[0]; d.Outcome != events.OutcomeSimulated || !strings.Contains(d.Reason, "the ledger cannot be believed") {
+		t.Errorf("decision: %+v", d)
+	}
+	if err := r.conn.Put(t.Context(), alice, bus.BucketGuard, keyCircuit, &events.CircuitOrder{Time: time.Now().Add(time.Second).UnixMilli()}); err != nil {
+		t.Fatal(err)
+	}
+	r.until("a ledger of ours", func() bool { return !r.ledger().Circuit.Open && r.ledger().Circuit.Who == "alice" })
+	r.fire(alert("a2", "198.18.0.2", onFirewallA))
+	r.until("the command", func() bool { return len(r.commands("fw-a")) == 1 })
+}
+
+// TestUnfinishedDeed: what a responder had put in the ledger when it was killed, the
+// next one finishes, and the audit has it once.
+func TestUnfinishedDeed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	a := alert("a1", "198.18.0.1", onFirewallA)
+	now := time.Now()
+	dead := &events.Ledger{Acts: []events.Acted{{
+		Realm: a.Realm, Address: a.Key, Alert: a.ID, Updated: a.Updated, At: now.UnixMilli(), Until: now.Add(time.Minute).UnixMilli(),
+	}}}
+	if err := r.conn.Put(t.Context(), nil, bus.BucketGuard, keyLedger+"-unsigned", dead); err != nil {
+		t.Fatal(err)
+	}
+	stop := r.run(enforce(nil))
+	r.working()
+	r.fire(a)
+	r.until("the command", func() bool { return len(r.commands("fw-a")) == 1 })
+	// And one that was killed after the record: it is the same one.
+	r.settled("first")
+	stop()
+	r.run(enforce(nil))
+	r.fire(a)
+	r.settled("second")
+	r.until("the same command again", func() bool { return len(r.commands("fw-a")) == 2 })
+	if c := r.commands("fw-a"); c[0].ID != c[1].ID {
+		t.Errorf("commands %s and %s: a firewall would carry out both", c[0].ID, c[1].ID)
+	}
+	kept := 0
+	err := r.conn.Read(t.Context(), bus.StreamAudit, bus.FollowFrom{All: true, Filter: decisionSubject}, func(m bus.Msg) {
+		var d events.Decision
+		if events.Unmarshal(m.Data, &d) == nil && d.Alert == a.ID {
+			kept++
+		}
+	})
+	if err != nil || kept != 1 {
+		t.Errorf("the audit has it %d times, %v", kept, err)
+	}
+}
+
+// TestNoAnswerIsNoFailure: a command that was not answered may have been carried out,
+// so the deed stays in the ledger.
+func TestNoAnswerIsNoFailure(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.bootstrap()
+	release := make(chan struct{})
+	defer close(release)
+	r.join(&firewall{name: "fw-a", answer: func(*events.Command) (events.Message, error) { <-release; return nil, os.ErrClosed }})
+	r.run(enforce(nil))
+	r.working()
+	r.fire(alert("a1", "198.18.0.1", updated(0)))
+	d := r.decisions(2)[1]
+	if d.Outcome != events.OutcomeFailed || !strings.HasPrefix(d.Reason, "1 of 1 commands failed: fw-a: ") || !strings.Contains(d.Reason, "no answer in time") {
+		t.Errorf("decision: %+v", d)
+	}
+	r.fire(alert("a1", "198.18.0.1", updated(1)))
+	r.settled("end")
+	if n := len(r.commands("fw-a")); n != 1 {
+		t.Errorf("%d commands", n)
+	}
+}
+
+// TestAwayForAMoment: a firewall that is away when it is commanded, and back before
+// the command expires, gets it.
+func TestAwayForAMoment(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.bootstrap()
+	r.report(&firewall{name: "fw-a", realm: events.RealmDefault, boot: "boot-of-fw-a"})
+	r.run(enforce(nil))
+	r.working()
+	r.fire(alert("a1", "198.18.0.1", onFirewallA))
+	r.decisions(1)
+	time.Sleep(2 * sendAgain)
+	r.join(&firewall{name: "fw-a"})
+	r.until("the command", func() bool { return len(r.commands("fw-a")) == 1 })
+	r.settled("end")
+	r.decisions(1)
+}
