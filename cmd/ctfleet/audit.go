@@ -152,7 +152,7 @@ func (c *auditListCmd) wanted(e *auditEntry) bool {
 		address = e.Receipt.Addresses
 	}
 	if e.Decision != nil {
-		address, firewalls = []string{e.Decision.Key}, e.Decision.Firewalls
+		address, firewalls = []string{e.Decision.Key, e.Decision.Address}, e.Decision.Firewalls
 	}
 	if e.Act != nil {
 		address, firewalls = []string{e.Act.Key}, nil
@@ -162,7 +162,10 @@ func (c *auditListCmd) wanted(e *auditEntry) bool {
 
 func (e *auditEntry) summary() (id, what, why string) {
 	if d := e.Decision; d != nil {
-		return d.ID, fmt.Sprintf("%s: %s %s on %s (%s)", d.Outcome, d.Action, d.Key, strings.Join(d.Firewalls, " "), d.Mode), d.Reason
+		if why = d.Reason; d.Who != "" {
+			why = d.Who + ": " + why
+		}
+		return d.ID, fmt.Sprintf("%s: %s on %s (%s)", d.Outcome, asked(d), strings.Join(d.Firewalls, " "), d.Mode), why
 	}
 	if a := e.Act; a != nil {
 		why = a.Reason

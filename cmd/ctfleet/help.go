@@ -58,6 +58,21 @@ func (*allowlistCmd) Help() string {
     ctfleet allowlist delete 10.0.0.0/8 --sign-key alice.nk`
 }
 
+func (*approvalsCmd) Help() string {
+	return `A policy in mode approve proposes what it would do, and waits: what nobody approves in time is not done.
+
+    ctfleet approvals
+    ctfleet approvals approve 3f2a --sign-key alice.nk --reason 'ticket 4711'`
+}
+
+func (*guardCmd) Help() string {
+	return `When a budget is spent the circuit opens: whatever their modes say, policies only observe until somebody has looked and closes it. Firewalls carry out what operators sign all the same.
+
+    ctfleet guard status
+    ctfleet guard close --sign-key alice.nk --reason 'the rule is mended'
+    ctfleet guard open --sign-key alice.nk      an emergency stop`
+}
+
 func (*auditListCmd) Help() string {
 	return `    ctfleet audit list --since 24h --address 203.0.113.7`
 }

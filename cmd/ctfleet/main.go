@@ -22,6 +22,8 @@ type cli struct {
 	Alerts    alertsCmd    `cmd:"" help:"What is over a threshold."`
 	Flush     flushCmd     `cmd:"" help:"Delete an address's entries from the firewalls' tables, with a receipt."`
 	Allowlist allowlistCmd `cmd:"" help:"What must not be acted upon, on every responder and firewall."`
+	Approvals approvalsCmd `cmd:"" help:"What policies in mode approve propose."`
+	Guard     guardCmd     `cmd:"" help:"The circuit that stops all policies when a budget is spent."`
 	Audit     auditCmd     `cmd:"" help:"What was decided and done."`
 	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
 	Rules     rulesCmd     `cmd:"" help:"Check a rules file."`

@@ -13,20 +13,14 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Keys of the bucket CT_GUARD.
-const (
-	keyLedger  = "ledger"
-	keyCircuit = "circuit" // what an operator said of it last
-)
-
 // ledgerKey is where our ledger is kept. A responder without a key can only observe
 // where firewalls verify: what it simulates must not be in the way of one that acts,
 // which could not verify it.
 func (r *Responder) ledgerKey() string {
 	if r.signer == nil && !r.trust.Open() {
-		return keyLedger + "-unsigned"
+		return events.KeyLedger + "-unsigned"
 	}
-	return keyLedger
+	return events.KeyLedger
 }
 
 // believes returns nil when a value was written by us or by another responder.
@@ -140,7 +134,7 @@ func (r *Responder) showCircuit(c events.Circuit) {
 
 // guardValue takes a value of the bucket CT_GUARD.
 func (r *Responder) guardValue(m bus.Msg) {
-	if bus.BucketKey(bus.BucketGuard, m.Subject) != keyCircuit {
+	if bus.BucketKey(bus.BucketGuard, m.Subject) != events.KeyCircuit {
 		return
 	}
 	var o events.CircuitOrder

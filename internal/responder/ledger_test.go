@@ -67,7 +67,7 @@ func (r *rig) acts(verb string) func() []events.Act {
 func (r *rig) ledger() events.Ledger {
 	r.t.Helper()
 	var l events.Ledger
-	if _, err := r.conn.Get(r.t.Context(), bus.BucketGuard, keyLedger, &l); err != nil {
+	if _, err := r.conn.Get(r.t.Context(), bus.BucketGuard, events.KeyLedger, &l); err != nil {
 		r.t.Fatal(err)
 	}
 	return l
@@ -117,7 +117,7 @@ func TestCircuit(t *testing.T) {
 		t.Helper()
 		// Its time is after that of the opening, by the server's clock.
 		o := &events.CircuitOrder{Open: open, Reason: "seen", Time: max(time.Now().UnixMilli(), r.ledger().Circuit.Since+1)}
-		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, keyCircuit, o); err != nil {
+		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, events.KeyCircuit, o); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,7 +162,7 @@ func TestForgedLedger(t *testing.T) {
 	r.bootstrap()
 	r.join(&firewall{name: "fw-a"})
 	for _, by := range []*seal.Signer{nil, bob} {
-		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, keyLedger, &events.Ledger{}); err != nil {
+		if err := r.conn.Put(t.Context(), by, bus.BucketGuard, events.KeyLedger, &events.Ledger{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -172,7 +172,7 @@ func TestForgedLedger(t *testing.T) {
 	if d := r.decisions(1)[0]; d.Outcome != events.OutcomeSimulated || !strings.Contains(d.Reason, "the ledger cannot be believed") {
 		t.Errorf("decision: %+v", d)
 	}
-	if err := r.conn.Put(t.Context(), alice, bus.BucketGuard, keyCircuit, &events.CircuitOrder{Time: time.Now().Add(time.Second).UnixMilli()}); err != nil {
+	if err := r.conn.Put(t.Context(), alice, bus.BucketGuard, events.KeyCircuit, &events.CircuitOrder{Time: time.Now().Add(time.Second).UnixMilli()}); err != nil {
 		t.Fatal(err)
 	}
 	r.until("a ledger of ours", func() bool { return !r.ledger().Circuit.Open && r.ledger().Circuit.Who == "alice" })
@@ -192,7 +192,7 @@ func TestUnfinishedDeed(t *testing.T) {
 	dead := &events.Ledger{Acts: []events.Acted{{
 		Realm: a.Realm, Address: a.Key, Alert: a.ID, Updated: a.Updated, At: now.UnixMilli(), Until: now.Add(time.Minute).UnixMilli(),
 	}}}
-	if err := r.conn.Put(t.Context(), nil, bus.BucketGuard, keyLedger+"-unsigned", dead); err != nil {
+	if err := r.conn.Put(t.Context(), nil, bus.BucketGuard, events.KeyLedger+"-unsigned", dead); err != nil {
 		t.Fatal(err)
 	}
 	stop := r.run(enforce(nil))

@@ -75,6 +75,7 @@ type firewall struct {
 	name, realm string
 	boot        string
 	health      events.Health
+	table       events.TableHealth
 	answer      func(*events.Command) (events.Message, error) // nil: 7 entries deleted
 }
 
@@ -86,7 +87,7 @@ var epoch = time.Now()
 // report publishes the firewall's health, and waits until it is kept.
 func (r *rig) report(f *firewall) {
 	r.t.Helper()
-	f.health = events.Health{Firewall: f.name, Realm: f.realm, Boot: f.boot, Sent: clock()}
+	f.health = events.Health{Firewall: f.name, Realm: f.realm, Boot: f.boot, Sent: clock(), Table: f.table}
 	if err := r.conn.PublishMessage(r.t.Context(), events.HealthSubject(f.name), "", &f.health); err != nil {
 		r.t.Fatal(err)
 	}
@@ -221,6 +222,12 @@ func (r *rig) decisions(n int) []events.Decision {
 	if len(r.decs) > n {
 		r.t.Errorf("%d decisions, want %d: %+v", len(r.decs), n, r.decs)
 	}
+	return slices.Clone(r.decs)
+}
+
+func (r *rig) decisionsSoFar() []events.Decision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return slices.Clone(r.decs)
 }
 

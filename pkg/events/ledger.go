@@ -2,6 +2,12 @@ package events
 
 import "fmt"
 
+// Keys of the bucket CT_GUARD.
+const (
+	KeyLedger  = "ledger"  // a Ledger
+	KeyCircuit = "circuit" // a CircuitOrder: what an operator said last
+)
+
 // MaxLedgerActs is how many addresses may have been acted upon lately at all: a
 // ledger is one message.
 const MaxLedgerActs = 1000

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+type guardCmd struct {
+	Status guardStatusCmd `cmd:"" default:"withargs" help:"Whether the circuit is open, and what was done lately. Exit code 3 if it is open."`
+	Close  guardCloseCmd  `cmd:"" help:"Let policies act again."`
+	Open   guardOpenCmd   `cmd:"" help:"Stop all of them: they only observe until it is closed."`
+}
+
+type guardStatusCmd struct{ client }
+
+func (c *guardStatusCmd) Run(ctx context.Context) error {
+	conn, err := c.connect()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	clock, err := conn.BucketClock(ctx, bus.BucketGuard)
+	if err != nil {
+		return err
+	}
+	var l events.Ledger
+	if _, err := conn.Get(ctx, bus.BucketGuard, events.KeyLedger, &l); err != nil {
+		return err
+	}
+	now := clock.At(time.Now())
+	if c.Output == "json" {
+		if l.Acts == nil {
+			l.Acts = []events.Acted{}
+		}
+		err = printJSON(os.Stdout, &l)
+	} else {
+		err = printLedger(&l, c.Output, now)
+	}
+	if err != nil {
+		return err
+	}
+	if l.Circuit.Open {
+		return &exitError{code: 3}
+	}
+	return nil
+}
+
+func printLedger(l *events.Ledger, format string, now time.Time) error {
+	if format == "human" {
+		state := "closed: policies act as their modes say"
+		if l.Circuit.Open {
+			state = "OPEN: policies only observe"
+		}
+		fmt.Println("circuit", state)
+		if c := l.Circuit; c.Since > 0 {
+			who := "a responder"
+			if c.Who != "" {
+				who = c.Who
+			}
+			fmt.Printf("since %s ago, by %s: %s\n", now.Sub(time.UnixMilli(c.Since)).Round(time.Second), who, printable(c.Why))
+		}
+		if len(l.Acts) == 0 {
+			fmt.Println("nothing was done lately")
+			return nil
+		}
+	}
+	t := newTable(os.Stdout, format, "ADDRESS", "REALM", "AGO", "LEFT ALONE FOR", "NOTE")
+	for _, a := range l.Acts {
+		note := ""
+		if a.Simulated {
+			note = "simulated"
+		}
+		t.add(a.Address, a.Realm, now.Sub(time.UnixMilli(a.At)).Round(time.Second), max(0, time.UnixMilli(a.Until).Sub(now).Round(time.Second)), note)
+	}
+	return t.flush()
+}
+
+type circuitCmd struct {
+	client
+	signing
+	Reason string `placeholder:"TEXT" help:"Why: kept in the audit."`
+}
+
+type (
+	guardCloseCmd struct{ circuitCmd }
+	guardOpenCmd  struct{ circuitCmd }
+)
+
+func (c *guardCloseCmd) Run(ctx context.Context) error { return c.order(ctx, false) }
+
+func (c *guardOpenCmd) Run(ctx context.Context) error { return c.order(ctx, true) }
+
+// order tells the responders, and waits until one has obeyed.
+func (c *circuitCmd) order(ctx context.Context, open bool) error {
+	key, err := c.signer()
+	if err != nil {
+		return err
+	}
+	conn, err := c.connect()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	defer cancel()
+	clock, err := conn.BucketClock(ctx, bus.BucketGuard)
+	if err != nil {
+		return err
+	}
+	what := "closes the circuit"
+	if open {
+		what = "opens the circuit"
+	}
+	if err := record(ctx, conn, key, &events.Act{Verb: events.VerbCircuit, What: what, Reason: c.Reason}); err != nil {
+		return err
+	}
+	o := &events.CircuitOrder{Open: open, Reason: c.Reason, Time: clock.At(time.Now()).UnixMilli()}
+	if err := conn.Put(ctx, key, bus.BucketGuard, events.KeyCircuit, o); err != nil {
+		return err
+	}
+	for begin := time.Now(); time.Since(begin) < outcomeWait; daemon.Sleep(ctx, 50*time.Millisecond) {
+		var l events.Ledger
+		if rev, err := conn.Get(ctx, bus.BucketGuard, events.KeyLedger, &l); err != nil {
+			return err
+		} else if l.Circuit.Open == open && (rev > 0 || !open) {
+			fmt.Fprintln(os.Stderr, map[bool]string{true: "the circuit is open: policies only observe", false: "the circuit is closed"}[open])
+			return nil
+		}
+	}
+	return errors.New("no responder has obeyed: is one running, and does it trust this key for guard?")
+}
