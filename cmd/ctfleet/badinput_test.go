@@ -50,11 +50,11 @@ func TestRefused(t *testing.T) {
 		{"rules missing", "", "ctfleet rules check /nosuch.yaml", 2, `ctfleet: <file>: stat /nosuch.yaml: no such file or directory`},
 
 		{"policy key", "mode: enforce\npolcies: []\n", "responder --policy FILE", 2, `responder: FILE:2:1: unknown key "polcies", did you mean "policies"?`},
-		{"policy mode", "mode: enforced\n", "responder --policy FILE", 2, `responder: FILE:1:7: mode: "enforced" is neither "observe" nor "enforce"`},
-		{"policy mode, --check", "mode: enforced\n", "responder --check --policy FILE", 1, `responder: FILE:1:7: mode: "enforced" is neither "observe" nor "enforce"`},
+		{"policy mode", "mode: enforced\n", "responder --policy FILE", 2, `responder: FILE:1:7: mode: "enforced" is none of "observe", "approve", "enforce"`},
+		{"policy mode, --check", "mode: enforced\n", "responder --check --policy FILE", 1, `responder: FILE:1:7: mode: "enforced" is none of "observe", "approve", "enforce"`},
 		{"allowlist", "allowlist:\n  - 10.0.0.0/99\n", "responder --policy FILE", 2, `responder: FILE:2:5: "10.0.0.0/99" is not a network such as 198.51.100.0/24`},
 		{"two policies for one rule", "policies:\n  - rule: a\n  - rule: a\n", "responder --policy FILE", 2, `responder: FILE:3:11: policies[1]: rule a has a policy already`},
-		{"policy action", "policies:\n  - rule: a\n    action: shoot\n", "responder --policy FILE", 2, `responder: FILE:3:13: policy for a: action: "shoot" is not known, this version has "flush"`},
+		{"policy action", "policies:\n  - rule: a\n    action: shoot\n", "responder --policy FILE", 2, `responder: FILE:3:13: policy for a: action: "shoot" is none of "flush", "block", "flush+block", "relieve"`},
 
 		{"name with a dot", "", "producer --name fw.a", 2, `producer: --name: firewall name "fw.a": '.' at position 3 is not allowed (a-z, 0-9, and after the first character - and _)`},
 		{"reserved name", "", "producer --name fleet", 2, `producer: --name: firewall name "fleet" is reserved`},

@@ -202,7 +202,7 @@ func TestRivalsAndForeignBytes(t *testing.T) {
 	if code, _ := get(t, api+"/readyz"); code != 200 {
 		t.Errorf("the aggregator is not ready any more: %d", code)
 	}
-	if r := f.run(t, "ctfleet", "audit", "list", "-o", "json"); r.code != 0 || r.stdout != `{"entries":[]}`+"\n" || strings.Count(r.stderr, "refused a message") != len(foreign) {
+	if r := f.run(t, "ctfleet", "audit", "list", "-o", "json"); r.code != 0 || strings.Contains(r.stdout, "receipt") || strings.Contains(r.stdout, "decision") || strings.Count(r.stderr, "refused a message") != len(foreign) {
 		t.Errorf("audit with foreign bytes in it: %+v", r)
 	}
 	if !resp.running() {

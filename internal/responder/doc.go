@@ -1,11 +1,11 @@
-// Package responder turns alerts into guarded commands. It wires the parts:
-// alerts come from a durable consumer, so that none is handled by two
-// responders and none is forgotten by a restart; package policy decides; the
-// decision is recorded before anything is sent; the firewalls decide again.
+// Package responder turns alerts into guarded commands. It wires the parts: alerts
+// come from a durable consumer, so that none is handled by two responders and none
+// is forgotten by a restart; package policy decides; the deed is charged to a ledger
+// that all responders share (ledger.go); the decision is recorded (decide.go); then
+// the firewalls are commanded (carry.go, relieve.go), or a person is asked
+// (approve.go). The firewalls decide again.
 //
-// Before its first alert a responder reads how things stand: the firewalls'
-// last health, and the decisions of the last cool-down. From then on it hears
-// what the other responders decide, so that they share the cool-downs. How old
+// Before its first alert a responder reads the firewalls' last health. How old
 // things are is measured by the server's clock, which stamps them.
 //
 // An alert that goes on is published again and again: it is acted upon again
