@@ -73,11 +73,14 @@ func printLedger(l *events.Ledger, format string, now time.Time) error {
 	}
 	t := newTable(os.Stdout, format, "ADDRESS", "REALM", "AGO", "LEFT ALONE FOR", "NOTE")
 	for _, a := range l.Acts {
-		note := ""
-		if a.Simulated {
+		note, ago := "", now.Sub(time.UnixMilli(a.At)).Round(time.Second).String()
+		switch {
+		case a.At == 0:
+			note, ago = "every firewall refused it", "-"
+		case a.Simulated:
 			note = "simulated"
 		}
-		t.add(a.Address, a.Realm, now.Sub(time.UnixMilli(a.At)).Round(time.Second), max(0, time.UnixMilli(a.Until).Sub(now).Round(time.Second)), note)
+		t.add(a.Address, a.Realm, ago, max(0, time.UnixMilli(a.Until).Sub(now).Round(time.Second)), note)
 	}
 	return t.flush()
 }

@@ -90,10 +90,25 @@ func prune(l *events.Ledger, now time.Time) {
 // address stays. It reports whether there was one.
 func Retract(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool {
 	before := len(l.Acts)
-	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool {
-		return a.Realm == realm && a.Address == events.FormatPrefix(address) && a.Alert == alert && a.Updated == updated
-	})
+	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool { return is(&a, realm, address, alert, updated) })
 	return len(l.Acts) != before
+}
+
+// Refund gives back what a deed took of the budget, when every firewall refused it:
+// forged sources, which firewalls leave alone, must not use it up. Its cool-down
+// stays. It reports whether there was anything to give back.
+func Refund(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool {
+	for i := range l.Acts {
+		if a := &l.Acts[i]; is(a, realm, address, alert, updated) && a.At != 0 {
+			a.At = 0
+			return true
+		}
+	}
+	return false
+}
+
+func is(a *events.Acted, realm string, address netip.Prefix, alert string, updated int64) bool {
+	return a.Realm == realm && a.Address == events.FormatPrefix(address) && a.Alert == alert && a.Updated == updated
 }
 
 // CoolDown is how long an address is left alone after an action.

@@ -166,6 +166,22 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestRefund: what every firewall refused counts no more, but the address is left
+// alone all the same.
+func TestRefund(t *testing.T) {
+	d := newDesk(t, func(f *File) { f.Budget.AddressesPerMinute = 1 })
+	refused := d.is(0, yes, "", nil)
+	give := func() bool {
+		return Refund(d.l, refused.Realm, refused.Address, refused.Alert, refused.Updated)
+	}
+	if !give() || give() {
+		t.Error("it is given back once")
+	}
+	d.is(time.Second, no, "left alone", nil)
+	d.is(time.Second, yes, "", of("198.18.0.2"))
+	d.is(time.Second, simulated, "circuit", of("198.18.0.3"))
+}
+
 // TestApprove: what is proposed spends the budget, and is not proposed again while a
 // person may still answer.
 func TestApprove(t *testing.T) {

@@ -36,16 +36,21 @@ func (r *Responder) carryOut(ctx context.Context, decided *events.Decision, comm
 			unknown = unknown || errors.Is(failures[i], bus.ErrNoAnswer)
 		}
 	}
-	if len(rec.Firewalls) == 0 {
-		return receipts
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	if len(rec.Firewalls) == 0 {
+		if !slices.ContainsFunc(receipts, func(r *events.Receipt) bool { return !refused(r) }) {
+			if err := r.undo(ctx, &rec, policy.Refund); err != nil {
+				r.log.Error("cannot give back what a deed took of the budget", "alert", rec.Alert, "error", err)
+			}
+		}
+		return receipts
+	}
 	scope := fmt.Sprintf("%d of %d commands failed: ", len(rec.Firewalls), len(commands))
 	// A command without an answer may have been carried out.
 	if len(rec.Firewalls) == len(commands) && !unknown {
 		scope = "nothing was done, an update of the alert tries again: "
-		if err := r.retract(ctx, &rec); err != nil {
+		if err := r.undo(ctx, &rec, policy.Retract); err != nil {
 			r.log.Error("cannot take a deed out of the ledger", "alert", rec.Alert, "error", err)
 		}
 	}
@@ -140,6 +145,11 @@ func (r *Responder) send(ctx context.Context, c *events.Command) (*events.Receip
 
 // passing are the refusals that a later command may not meet.
 var passing = []string{guard.NotReady, guard.WrongBoot, guard.Expired, guard.TooFarAhead, guard.RateLimited, guard.Unread}
+
+// refused reports whether a firewall did nothing, because it would not.
+func refused(r *events.Receipt) bool {
+	return r.Deleted == 0 && r.BlockedUntil == nil && len(r.Refused) > 0
+}
 
 // refusedForGood reports whether the firewall's guard refused the whole command
 // for a reason that holds for the next one too.

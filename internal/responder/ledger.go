@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -111,14 +112,14 @@ func (r *Responder) settle(ctx context.Context, ds []policy.Decision) error {
 	return nil
 }
 
-// retract takes the deed of a record back, of which nothing came.
-func (r *Responder) retract(ctx context.Context, d *events.Decision) error {
+// undo takes back what the deed of a record has done to the ledger, as how says.
+func (r *Responder) undo(ctx context.Context, d *events.Decision, how func(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool) error {
 	address, err := events.ParsePrefix(d.Address)
 	if err != nil {
 		return nil //nolint:nilerr // without an address it was never in the ledger
 	}
 	_, err = r.changeLedger(ctx, func(l *events.Ledger) bool {
-		return policy.Retract(l, d.Realm, address, d.Alert, d.Updated)
+		return how(l, d.Realm, address, d.Alert, d.Updated)
 	})
 	return err
 }

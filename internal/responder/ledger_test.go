@@ -221,6 +221,33 @@ func TestUnfinishedDeed(t *testing.T) {
 	}
 }
 
+// TestRefusalsSpendNothing: sources that every firewall refuses, as it does forged
+// ones, do not use up the budget.
+func TestRefusalsSpendNothing(t *testing.T) {
+	r := newRig(t)
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a", answer: func(c *events.Command) (events.Message, error) {
+		if c.Addresses[0] == "198.18.2.1" {
+			return &events.Receipt{ID: c.ID, Firewall: "fw-a", Verb: c.Verb, Matched: 7, Deleted: 7}, nil
+		}
+		return &events.Receipt{ID: c.ID, Firewall: "fw-a", Verb: c.Verb, Matched: 9, Refused: []events.Refusal{{Reason: "never-answered", Count: 9}}}, nil
+	}})
+	r.run(enforce(func(f *policy.File) { f.Budget.AddressesPerMinute = 2 }))
+	r.working()
+	for i := range 6 {
+		r.fireMany(i, i+1)
+		r.until("the command to be refused", func() bool { return len(r.commands("fw-a")) == i+1 })
+		r.settled(fmt.Sprint("after-", i))
+		r.until("what it spent to be given back", func() bool {
+			var l events.Ledger
+			_, err := r.conn.Get(t.Context(), bus.BucketGuard, events.KeyLedger+"-unsigned", &l)
+			return err == nil && len(l.Acts) == i+1 && l.Acts[i].At == 0
+		})
+	}
+	r.fire(alert("true", "198.18.2.1", onFirewallA))
+	r.until("the one that is carried out", func() bool { return len(r.commands("fw-a")) == 7 })
+}
+
 // TestNoAnswerIsNoFailure: a command that was not answered may have been carried out,
 // so the deed stays in the ledger.
 func TestNoAnswerIsNoFailure(t *testing.T) {

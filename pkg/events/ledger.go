@@ -38,7 +38,7 @@ type Acted struct {
 	// the same deed.
 	Alert     string `msgpack:"alert" json:"alert"`
 	Updated   int64  `msgpack:"updated" json:"updated"`
-	At        int64  `msgpack:"at" json:"at"`
+	At        int64  `msgpack:"at" json:"at"`       // 0: every firewall refused it, and it counts no more
 	Until     int64  `msgpack:"until" json:"until"` // the address is left alone until then
 	Simulated bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
 }
