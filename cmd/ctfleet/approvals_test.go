@@ -74,7 +74,7 @@ budget: {addresses_per_minute: 2}
 
 	all := do(0, "", "audit", "list", "--trust", f.trust).stdout
 	for _, want := range []string{
-		"a responder began in mode approve with 1 policies",
+		"a responder began, mode approve, policies: 1",
 		"proposed: flush 198.18.1.1, unanswered entries only on fw-a (approve)",
 		"approved flush 198.18.1.1, unanswered entries only on fw-a",
 		"operator: seen", "NOT VERIFIED (it is not signed): ",

@@ -188,7 +188,7 @@ func (r *Responder) Run(ctx context.Context) (err error) {
 	r.listening = time.Now()
 	r.enlisted.Store(true)
 	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
-	r.act(ctx, &events.Act{Verb: events.VerbMode, What: fmt.Sprintf("a responder began in mode %s with %d policies", r.file.Mode, len(r.file.Policies)), Time: time.Now().UnixMilli()})
+	r.act(ctx, &events.Act{Verb: events.VerbMode, What: fmt.Sprintf("a responder began, mode %s, policies: %d", r.file.Mode, len(r.file.Policies)), Time: time.Now().UnixMilli()})
 	err = r.conn.Work(ctx, bus.StreamAlerts, durable, firing, func(ctx context.Context, m bus.Msg) error {
 		return r.alert(ctx, sending, m)
 	})
