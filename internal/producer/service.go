@@ -81,8 +81,17 @@ func (p *Producer) deed(verb string, do func(bus.Request, *events.Command) (*eve
 			p.metrics.refusals.WithLabelValues(f.Reason).Add(float64(max(f.Count, 1)))
 		}
 		p.metrics.flushed.Add(float64(r.Deleted))
-		p.log.Info(verb, "id", r.ID, "actor", r.Actor, "who", r.Who, "addresses", r.Addresses, "by", r.By, "block_s", c.BlockS, "dry_run", r.DryRun,
-			"matched", r.Matched, "deleted", r.Deleted, "gone", r.Gone, "refused", r.Refused, "unblocked", r.Unblocked, "error", r.Error, "ms", r.DurationMS)
+		said := []any{
+			"id", r.ID, "actor", r.Actor, "who", r.Who, "addresses", r.Addresses, "by", r.By, "dry_run", r.DryRun,
+			"matched", r.Matched, "deleted", r.Deleted, "gone", r.Gone, "refused", r.Refused, "error", r.Error, "ms", r.DurationMS,
+		}
+		switch verb {
+		case events.VerbBlock:
+			said = append(said, "block_s", c.BlockS, "blocked", r.BlockedUntil != nil)
+		case events.VerbUnblock:
+			said = append(said, "unblocked", r.Unblocked)
+		}
+		p.log.Info(verb, said...)
 		p.record(r, verb)
 		if r.Error == "" && r.Deleted > 0 {
 			receipt := *r // r itself is the answer now
