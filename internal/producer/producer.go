@@ -218,7 +218,9 @@ func (p *Producer) Run(ctx context.Context) error {
 
 	deadline := time.Now().Add(drainTime)
 	stopService()
-	p.endActing(deadline)
+	// Half of the time is the command's, which may wait in vain for its events to be
+	// read: its receipt has to reach the bus, too.
+	p.endActing(deadline.Add(-drainTime / 2))
 	err = errors.Join(err, p.clearBlocks())
 	// The events were read, so they are ours to deliver.
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
