@@ -216,7 +216,7 @@ func TestBlockAndFlush(t *testing.T) {
 	}
 	const bad = "198.18.0.66"
 	others, offending := r.talk(7, "198.18.0.1", "198.18.0.67"), r.talk(8, bad)
-	if rec := r.flush(events.Command{ID: "alone", Addresses: []string{bad}}); rec.Deleted != 2 || rec.Error != "" {
+	if rec := r.flush(events.Command{ID: "alone", Addresses: []string{bad}, By: events.ByEither}); rec.Deleted != 2 || rec.Error != "" {
 		t.Errorf("a flush alone: %+v", rec)
 	}
 	before := offending.Stats().Echoed

@@ -96,7 +96,8 @@ func (r *rig) start(opt Options) {
 	}
 	r.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	r.t.Cleanup(r.stop)
-	r.until("the first snapshot", func() bool { return r.complete[2] && r.p.Ready() == nil })
+	// And the allowlist: what changes something is refused before it was read.
+	r.until("the first snapshot", func() bool { return r.complete[2] && r.p.Ready() == nil && r.p.mirror.Current() == nil })
 }
 
 func (r *rig) take(m bus.Msg) {
