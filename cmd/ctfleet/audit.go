@@ -178,7 +178,7 @@ func (e *auditEntry) summary() (id, what, why string) {
 		return a.ID, a.What, why
 	}
 	r := e.Receipt
-	what = fmt.Sprintf("%s: matched %d, deleted %d, gone %d", strings.Join(r.Addresses, " "), r.Matched, r.Deleted, r.Gone)
+	what = strings.Join(r.Addresses, " ") + ": " + done(r)
 	if r.DryRun {
 		what = "dry run, " + what
 	}
@@ -196,4 +196,30 @@ func (e *auditEntry) summary() (id, what, why string) {
 		who = fmt.Sprintf("%s (%s)", r.Who, r.Actor)
 	}
 	return r.ID, what, who + ": " + r.Reason
+}
+
+// done says what became of a command, in words.
+func done(r *events.Receipt) string {
+	until := func() string {
+		if *r.BlockedUntil == 0 {
+			return "for ever"
+		}
+		return "until " + time.UnixMilli(*r.BlockedUntil).Format(time.DateTime)
+	}
+	entries := fmt.Sprintf("matched %d, deleted %d, gone %d", r.Matched, r.Deleted, r.Gone)
+	switch {
+	case r.Verb == events.VerbBlock && r.BlockedUntil != nil:
+		return "blocked " + until() + ", " + entries
+	case r.Verb == events.VerbBlock:
+		return "not blocked, " + entries
+	case r.Verb == events.VerbUnblock && r.BlockedUntil != nil:
+		return "unblocked, a wider prefix keeps it blocked " + until()
+	case r.Verb == events.VerbUnblock && r.Unblocked > 0:
+		return "unblocked"
+	case r.Verb == events.VerbUnblock && len(r.Refused) == 0 && r.Error == "":
+		return "it was not blocked"
+	case r.Verb == events.VerbUnblock:
+		return "not unblocked"
+	}
+	return entries
 }

@@ -189,7 +189,7 @@ func (f *fleet) testFlush(t *testing.T) {
 		}
 	}
 	r := f.run(t, "ctfleet", "flush", "0.0.0.0/0", "-y")
-	if r.code != 3 || !strings.Contains(r.stdout, "0.0.0.0/0 is wider than /24, the widest that may be flushed here") {
+	if r.code != 3 || !strings.Contains(r.stdout, "0.0.0.0/0 is wider than /24, the widest that is allowed here") {
 		t.Errorf("flush of everything, for a person: %+v", r)
 	}
 	if r := f.run(t, "ctfleet", "flush", ordinary); r.code != 2 || !strings.Contains(r.stderr, "give --yes, or --dry-run") {

@@ -47,6 +47,9 @@ func remarks(f *events.FirewallStatus) string {
 	if f.AllowFlush {
 		s += "flush "
 	}
+	if f.AllowBlock {
+		s += "block "
+	}
 	if f.Rivals {
 		s += "two-producers-with-this-name "
 	}
@@ -89,6 +92,7 @@ func (c *firewallsInspectCmd) Run(ctx context.Context) error {
 		t.add("linger", fmt.Sprintf("%d ms", s.LingerMS))
 		t.add("epoch", fmt.Sprintf("%d, %d flows held, %d resyncs", s.Epoch, s.Live, s.Resyncs))
 		t.add("allow flush", f.AllowFlush)
+		t.add("allow block", f.AllowBlock)
 		for _, p := range f.Problems {
 			t.add("problem", p)
 		}

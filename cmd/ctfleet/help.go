@@ -43,10 +43,46 @@ func (*flushCmd) Help() string {
 	return `Each firewall decides by itself: it needs --allow-flush and a key that it trusts (ctfleet auth key), and refuses its own addresses, its gateways, resolvers and NATS server, who is connected to its SSH port, what --protect lists, and prefixes wider than /24 or /64. Zero entries deleted is success. With tcp_loose=1 a routed TCP connection is back with its next packet.
 
     ctfleet flush 203.0.113.7 --dry-run
-    ctfleet flush 203.0.113.7 --sign-key alice.nk --reason 'ticket 4711'
+    ctfleet flush 203.0.113.7 --sign-key alice.nk --reason 'ticket 4711' --wait
+    ctfleet flush 203.0.113.0/24 --towards 198.51.100.9 --most 5000 --sign-key alice.nk
     CTFLEET_SIGN_KEY=alice.nk ctfleet flush 2001:db8:7::/64 --by either --firewall fw-a --yes -o json
 
+What must not come back is blocked: ctfleet block add --flush.
+
 Exit code 1 if a firewall failed or did not answer, else 3 if one refused, else 0.`
+}
+
+func (*blockCmd) Help() string {
+	return `Packets from and to a blocked address are dropped before connection tracking sees them, on each firewall that runs with --allow-block. Each block has an end, which the firewall's kernel keeps: it holds while no producer runs, and after one was started again.
+
+    ctfleet block add 203.0.113.7 --for 10m --flush --sign-key alice.nk --reason 'ticket 4711'
+    ctfleet block list
+    ctfleet block delete 203.0.113.7 --sign-key alice.nk`
+}
+
+func (*blockAddCmd) Help() string {
+	return `Each firewall decides by itself: it needs --allow-block and a key that it trusts for block, and with --flush also --allow-flush and flush. It refuses whom a flush would spare, and since a block cannot go round anybody, a prefix that one of them lies within; link-local and multicast addresses; prefixes wider than /24 or /64; and conntrack zones, which packets have not reached when they are dropped.
+
+    ctfleet block add 203.0.113.7 --for 10m --dry-run
+    ctfleet block add 203.0.113.7 --for 10m --flush --sign-key alice.nk
+    CTFLEET_SIGN_KEY=alice.nk ctfleet block add 2001:db8:7::/64 --for 24h --firewall fw-a --yes -o json
+
+Exit code 1 if a firewall failed or did not answer, else 3 if one refused, else 0.`
+}
+
+func (*blockDeleteCmd) Help() string {
+	return `Ends the block of this prefix and no other: what a wider one covers stays blocked, and the receipt says so. To end one that is not there is success.
+
+    ctfleet block delete 203.0.113.7 --sign-key alice.nk`
+}
+
+func (*blockListCmd) Help() string {
+	return `Asks each firewall for what it has blocked: its own sets, not other rules.
+
+    ctfleet block list --firewall fw-a
+    ctfleet block list -o json
+
+Exit code 1 if a firewall did not answer.`
 }
 
 func (*allowlistCmd) Help() string {

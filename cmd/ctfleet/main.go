@@ -21,6 +21,7 @@ type cli struct {
 	Firewalls firewallsCmd `cmd:"" help:"The fleet: which firewalls, how full, how fresh, what was lost."`
 	Alerts    alertsCmd    `cmd:"" help:"What is over a threshold."`
 	Flush     flushCmd     `cmd:"" help:"Delete an address's entries from the firewalls' tables, with a receipt."`
+	Block     blockCmd     `cmd:"" help:"Drop the packets of an address on the firewalls, for a time."`
 	Allowlist allowlistCmd `cmd:"" help:"What must not be acted upon, on every responder and firewall."`
 	Approvals approvalsCmd `cmd:"" help:"What policies in mode approve propose."`
 	Guard     guardCmd     `cmd:"" help:"The circuit that stops all policies when a budget is spent."`

@@ -114,8 +114,8 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		fmt.Printf("API:  http://%s/\n", listener.Addr())
 	}
 	fmt.Printf("NATS: %s, credentials in %s\nTry in another terminal: NATS_URL=$(cat %s) ctfleet top\n", server.Addr(), urlFile, urlFile)
-	if _, err := os.Stat(c.keyFile("operator")); err == nil && c.AllowFlush {
-		fmt.Printf("Sign what is to be deleted: --sign-key %s\n", c.keyFile("operator"))
+	if _, err := os.Stat(c.keyFile("operator")); err == nil && (c.AllowFlush || c.AllowBlock) {
+		fmt.Printf("Sign what is to be deleted or blocked: --sign-key %s\n", c.keyFile("operator"))
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })

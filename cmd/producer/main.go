@@ -15,11 +15,12 @@ import (
 	"github.com/ctfleet/ctfleet/internal/producer"
 )
 
-const description = `Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing unless --allow-flush is given and a command asks for it.
+const description = `Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing and blocks nobody, unless --allow-flush or --allow-block is given and a command asks for it.
 
     producer --check                                        what would be used, what is missing on this host
     producer --nats-url nats://nats.example:4222            watch; needs CAP_NET_ADMIN
-    producer --netns blue --name fw-blue --allow-flush      another network namespace, flushes permitted`
+    producer --netns blue --name fw-blue --allow-flush      another network namespace, flushes permitted
+    producer --allow-flush --allow-block --trust trust.yaml flushes and blocks, by those who sign`
 
 type flags struct {
 	producer.Options

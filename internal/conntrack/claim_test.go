@@ -49,6 +49,10 @@ func TestFlushHoldsBackUntilTheClaimHolds(t *testing.T) {
 		if dry.Deleted != 0 || dry.Matched != res.Matched || !maps.Equal(dry.Refused, res.Refused) {
 			t.Errorf("%s: a dry run says %+v, what is done is %+v", step.what, dry, res)
 		}
+		holds := step.reason == "" && step.what != "nobody" // of whom there is nothing to refuse
+		if dry.Holds != holds || res.Holds != holds {
+			t.Errorf("%s: the claim holds: a dry run says %t, what is done %t, want %t", step.what, dry.Holds, res.Holds, holds)
+		}
 		if res.Deleted != step.deleted || res.Refused[step.reason] != step.held || step.reason == "" && len(res.Refused) > 0 {
 			t.Errorf("%s: %+v", step.what, res)
 		}

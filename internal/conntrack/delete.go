@@ -68,6 +68,7 @@ type FlushResult struct {
 	Deleted  uint64
 	Gone     uint64            // ended by themselves before their turn came
 	Refused  map[string]uint64 // by reason: Keep's, or one of ours
+	Holds    bool              // the claim: also where nothing matched, and nothing is refused therefore
 	Duration time.Duration     // of scan and deletes
 }
 
@@ -143,6 +144,7 @@ func (c *Conn) flush(ctx context.Context, m *Match, opt FlushOptions, res *Flush
 	if err != nil && !errors.Is(err, ErrIncomplete) {
 		return err
 	}
+	res.Holds = claim.holds() && claim.refused == 0
 	if !claim.holds() {
 		claim.refuse(&c.batch)
 		claim.refused += claim.waiting

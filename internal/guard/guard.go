@@ -2,15 +2,18 @@
 // be carried out: whatever the bus says, whoever sent it. It is pure: a command
 // and the time go in, refusals come out; it touches neither kernel nor bus.
 //
-// The checks, in the order they are made: deletion is enabled; the command is
-// signed by a key that is trusted for its verb; it names addresses; it is for this
-// firewall, its realm and this run of its producer; it is fresh by the firewall's
-// own clock; what this host cannot live without is known; it was not seen before;
-// each prefix is no wider than allowed, and none is protected or on the live
-// allowlist; there were not too many within the last minute. A prefix that merely
-// contains such an address is carried out around it, entry by entry (see
-// [Guard.Keep]); and what an alert says
-// must hold in this firewall's own table, too (see [Guard.Claim]).
+// The checks, in the order they are made: deletion, or blocking, is enabled; the
+// command is signed by a key that is trusted for its verb; it is well-formed; it is
+// for this firewall, its realm and this run of its producer; it is fresh by the
+// firewall's own clock; what this host cannot live without is known; it was not
+// seen before; each prefix is no wider than allowed, and none is protected or on
+// the live allowlist; there were not too many within the last minute.
+//
+// A flush of a prefix that merely contains such an address is carried out around
+// it, entry by entry (see [Guard.Keep]). A block cannot go round anything: it is
+// refused. What an alert says must hold in this firewall's own table, too (see
+// [Guard.Claim]). To end a block harms nobody, so of all this an unblock needs
+// only what shows that it is meant for here and now, and by whom.
 package guard
 
 import (
@@ -29,10 +32,11 @@ import (
 
 // Reasons of refusals, as receipts and metrics show them.
 const (
-	NotEnabled    = "not-enabled"      // the producer runs without --allow-flush
+	NotEnabled    = "not-enabled"      // the producer runs without --allow-flush, or --allow-block
 	NotReady      = "not-ready"        // this host's own addresses are not known yet
 	WrongFirewall = "wrong-firewall"   // the command names another firewall
 	WrongRealm    = "wrong-realm"      // it is for entries of another realm
+	InZone        = "zone"             // a block for a conntrack zone, which would hit others too
 	WrongBoot     = "wrong-boot"       // it was meant for another run of the producer
 	Expired       = "expired"          // its time is over
 	TooFarAhead   = "too-far-ahead"    // it would live longer than MaxLife
@@ -42,7 +46,7 @@ const (
 	Protected     = "protected"        // the address is listed as one that must not be touched
 	Allowlisted   = "allowlisted"      // the address is on the live allowlist
 	Unread        = "allowlist-unread" // the live allowlist is not known
-	Malformed     = "malformed"        // it names no address
+	Malformed     = "malformed"        // it names no address, or says what makes no sense
 	Unsigned      = "unsigned"         // nobody signed it
 	Untrusted     = "untrusted-key"    // somebody did who is not trusted here
 	NotForVerb    = "not-for-verb"     // somebody did who may not ask for this
@@ -59,16 +63,17 @@ type Config struct {
 	Boot       string
 	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
+	AllowBlock bool
 	Protect    []netip.Prefix
 	// Allowlist returns the live allowlist of a realm, or why it is not known. Nil:
 	// there is none.
 	Allowlist func(realm string) (*allowlist.List, error)
-	// MinBits are the widest prefixes that may be flushed.
+	// MinBits are the widest prefixes that may be flushed or blocked.
 	MinBits4, MinBits6 int
 	// MinLocal is how many entries must be here of what an alert's command names.
 	MinLocal uint64
-	// PerMinute is how many addresses and prefixes flushes may name within any
-	// minute, whoever asks for them: what a centre that was taken over can do at
+	// PerMinute is how many addresses and prefixes flushes and blocks may name within
+	// any minute, whoever asks for them: what a centre that was taken over can do at
 	// most. 0: no limit.
 	PerMinute int
 }
@@ -149,15 +154,28 @@ var sealReasons = []struct {
 }{{seal.ErrUnsigned, Unsigned}, {seal.ErrUntrusted, Untrusted}, {seal.ErrVerb, NotForVerb}, {seal.ErrForged, Forged}}
 
 // Identify says whose command it is, or refuses it: what costs anything is done
-// for those only who may ask. A dry run deletes nothing; it needs neither a
-// signature nor permission to delete.
+// for those only who may ask. A dry run changes nothing; it needs neither a
+// signature nor permission, but for that of an unblock: what is blocked can only be
+// told where blocks are enabled.
 func (g *Guard) Identify(c *events.Command, s Sealed) Verdict {
 	v := Verdict{Actor: c.Actor}
-	if !c.DryRun && !g.cfg.AllowFlush {
-		v.Reason, v.Text = NotEnabled, "this producer runs without --allow-flush"
+	deletes := c.Verb == events.VerbFlush || c.Verb == events.VerbBlock && c.Flush
+	missing := ""
+	switch {
+	case c.Verb == events.VerbUnblock && !g.cfg.AllowBlock, c.Verb == events.VerbBlock && !g.cfg.AllowBlock && !c.DryRun:
+		missing = "--allow-block"
+	case deletes && !g.cfg.AllowFlush && !c.DryRun:
+		missing = "--allow-flush"
+	}
+	if missing != "" {
+		v.Reason, v.Text = NotEnabled, "this producer runs without "+missing
 		return v
 	}
 	party, err := g.cfg.Trust.Verify(s.Seal, c.Verb, s.Subject, s.Body)
+	if err == nil && deletes && c.Verb != events.VerbFlush {
+		// A key for blocks alone must not delete by way of one.
+		_, err = g.cfg.Trust.Verify(s.Seal, events.VerbFlush, s.Subject, s.Body)
+	}
 	switch {
 	case err == nil && !g.cfg.Trust.Open():
 		v.Actor, v.Who = party.Role, party.Name
@@ -175,7 +193,7 @@ func (g *Guard) Identify(c *events.Command, s Sealed) Verdict {
 // Allowed reports whether the command may be carried out.
 func (v Verdict) Allowed() bool { return v.Reason == "" }
 
-// Check judges a flush command of whom Identify named, at now (ns, the firewall's
+// Check judges a command of whom Identify named, at now (ns, the firewall's
 // monotonic clock). An allowed command is remembered: its id is refused from then
 // on, unless it was a dry run.
 func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip.Prefix) {
@@ -188,11 +206,12 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	prefixes, err := c.Prefixes()
+	prefixes, err := wellFormed(c)
 	zone, ours := uint16(0), true
 	if c.Realm != "" {
 		zone, ours = events.ZoneOf(c.Realm, g.cfg.Realm)
 	}
+	harms := c.Verb != events.VerbUnblock
 	switch {
 	case err != nil:
 		return no(Malformed, "%v", err)
@@ -200,6 +219,8 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 		return no(WrongFirewall, "the command is for %s, this is %s", c.Firewall, g.cfg.Firewall)
 	case !ours:
 		return no(WrongRealm, "the command is for realm %s, this firewall is of %s", c.Realm, g.cfg.Realm)
+	case zone != 0 && c.Verb != events.VerbFlush:
+		return no(InZone, "realm %s is a conntrack zone: packets are dropped before their zone is known, so that a block hits the same addresses of other realms", c.Realm)
 	case c.Boot != g.cfg.Boot:
 		return no(WrongBoot, "the command is for another run of this producer")
 	case c.Expires <= now:
@@ -207,11 +228,11 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 		return no(Expired, "the command expired %s ago", time.Duration(now-max(c.Expires, 0)).Round(time.Millisecond))
 	case c.Expires > now+int64(MaxLife):
 		return no(TooFarAhead, "the command would live for %s, at most %s is allowed", time.Duration(c.Expires-now).Round(time.Second), MaxLife)
-	case !g.ready:
+	case harms && !g.ready:
 		return no(NotReady, "what this host cannot live without is not known yet")
 	}
 	v.allow = &allowlist.List{}
-	if g.cfg.Allowlist != nil {
+	if harms && g.cfg.Allowlist != nil {
 		if v.allow, err = g.cfg.Allowlist(cmp.Or(c.Realm, g.cfg.Realm)); err != nil {
 			return no(Unread, "the live allowlist is not known: %v", err)
 		}
@@ -221,35 +242,88 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 			delete(g.seen, id)
 		}
 	}
-	if owes(v.Actor, c) && len(prefixes) > 1 {
+	if harms && owes(v.Actor, c) && len(prefixes) > 1 {
 		return no(Malformed, "addresses: %d, a command that is not an operator's own names one: what is here of one must not vouch for another", len(prefixes))
 	}
 	if _, ok := g.seen[c.ID]; ok {
 		return no(Replayed, "a command with this id was carried out already")
 	}
 	for _, p := range prefixes {
-		least := g.cfg.MinBits4
-		if p.Addr().Is6() {
-			least = g.cfg.MinBits6
-		}
-		if p.Bits() < least {
-			return no(TooWide, "%s is wider than /%d, the widest that may be flushed here", p, least)
-		}
-		if e, ok := g.protected.Covers(p); ok {
-			return no(Protected, "%s is protected: %s", p, e.Why)
-		}
-		if e, ok := v.allow.Covers(p); ok {
-			return no(Allowlisted, "%s is on the allowlist: %s (%s)", p, e.Prefix, e.Why)
+		if reason, text := g.spare(v.allow, c.Verb, p); reason != "" {
+			return no(reason, "%s", text)
 		}
 	}
 	if !c.DryRun {
-		if !g.take(len(prefixes), now) {
+		if harms && !g.take(len(prefixes), now) {
 			return no(RateLimited, "no more than %d addresses and prefixes within a minute are allowed here", g.cfg.PerMinute)
 		}
 		g.seen[c.ID] = c.Expires
 	}
 	v.Zone = zone
 	return v, prefixes
+}
+
+// wellFormed returns the prefixes of a command that makes sense.
+func wellFormed(c *events.Command) ([]netip.Prefix, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	prefixes, err := c.Prefixes()
+	if err != nil {
+		return nil, err
+	}
+	towards, err := c.TowardsPrefix()
+	if err != nil {
+		return nil, err
+	}
+	if towards.IsValid() && !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Addr().Is4() == towards.Addr().Is4() }) {
+		return nil, fmt.Errorf("towards %s: none of the addresses is of its family", events.FormatPrefix(towards))
+	}
+	return prefixes, nil
+}
+
+// unblockable are what no host does without, whoever its peers are: routers find
+// one another by them, and IPv6 its neighbours. A flush does not hurt them.
+var unblockable = allowlist.New(slices.Concat(
+	allowlist.Prefixes("unspecified", netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("::/128")),
+	allowlist.Prefixes("link-local", netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10")),
+	allowlist.Prefixes("multicast", netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")),
+	allowlist.Prefixes("broadcast", netip.MustParsePrefix("255.255.255.255/32")),
+)...)
+
+// spare names the reason why a prefix must be left alone, or "".
+func (g *Guard) spare(allow *allowlist.List, verb string, p netip.Prefix) (reason, text string) {
+	least := g.cfg.MinBits4
+	if p.Addr().Is6() {
+		least = g.cfg.MinBits6
+	}
+	if p.Bits() < least {
+		return TooWide, fmt.Sprintf("%s is wider than /%d, the widest that is allowed here", p, least)
+	}
+	if verb == events.VerbUnblock {
+		return "", ""
+	}
+	if e, ok := g.protected.Covers(p); ok {
+		return Protected, fmt.Sprintf("%s is protected: %s", p, e.Why)
+	}
+	if e, ok := allow.Covers(p); ok {
+		return Allowlisted, fmt.Sprintf("%s is on the allowlist: %s (%s)", p, e.Prefix, e.Why)
+	}
+	if verb != events.VerbBlock {
+		return "", ""
+	}
+	if e, ok := unblockable.Covers(p); ok {
+		return Protected, fmt.Sprintf("%s is protected: %s", p, e.Why)
+	}
+	for _, list := range []*allowlist.List{g.protected, unblockable} {
+		if e, ok := list.Within(p); ok {
+			return Protected, fmt.Sprintf("%s within %s is protected, and a block cannot go round it: %s", e.Prefix, p, e.Why)
+		}
+	}
+	if e, ok := allow.Within(p); ok {
+		return Allowlisted, fmt.Sprintf("%s within %s is on the allowlist, and a block cannot go round it: %s", e.Prefix, p, e.Why)
+	}
+	return "", ""
 }
 
 // take uses up n of the addresses that are allowed within a minute.
@@ -265,49 +339,4 @@ func (g *Guard) take(n int, now int64) bool {
 		g.recent = append(g.recent, now)
 	}
 	return true
-}
-
-// owes reports whether a command must make a claim that holds here.
-func owes(actor string, c *events.Command) bool {
-	return actor != events.ActorOperator || c.Alert != ""
-}
-
-// Claim says what must hold in this firewall's own table before an allowed command
-// is carried out: so many entries, and that one of them was answered. The counts
-// behind an alert come from other firewalls, one of which may lie; and whoever
-// sends packets may write another's address into them. An operator has looked.
-func (g *Guard) Claim(v Verdict, c *events.Command) (least uint64, answered bool) {
-	if !owes(v.Actor, c) {
-		return 0, false
-	}
-	return g.cfg.MinLocal, c.By != events.ByDst && !c.Unanswered
-}
-
-// Keep returns a function that names the reason why one entry of an allowed
-// flush must stay, or "". by is the side that was matched.
-func (g *Guard) Keep(v Verdict, by string) func(*events.Event) string {
-	g.mu.Lock()
-	protected := g.protected
-	g.mu.Unlock()
-	listed := func(a netip.Addr) string {
-		if _, ok := protected.Contains(a); ok {
-			return Protected
-		}
-		if v.allow.Len() > 0 {
-			if _, ok := v.allow.Contains(a); ok {
-				return Allowlisted
-			}
-		}
-		return ""
-	}
-	return func(e *events.Event) string {
-		reason := ""
-		if by != events.ByDst {
-			reason = listed(e.Src())
-		}
-		if reason == "" && by != events.BySrc {
-			reason = listed(e.Dst())
-		}
-		return reason
-	}
 }

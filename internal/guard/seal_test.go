@@ -15,23 +15,35 @@ import (
 func parties(t *testing.T) (*Guard, map[string]*seal.Signer) {
 	t.Helper()
 	keys, file := map[string]*seal.Signer{}, "keys:\n"
-	for _, p := range [][3]string{{"alice", "operator", "flush"}, {"robot", "responder", "flush"}, {"bob", "operator", "approve"}, {"stranger", "", ""}} {
-		s, _, err := seal.NewSigner()
-		if err != nil {
-			t.Fatal(err)
-		}
-		keys[p[0]] = s
-		if p[1] != "" {
-			file += fmt.Sprintf("  - {name: %s, role: %s, key: %s, verbs: [%s]}\n", p[0], p[1], s.Public(), p[2])
-		}
+	for _, p := range [][3]string{{"alice", "operator", "flush"}, {"robot", "responder", "flush"}, {"bob", "operator", "approve"}} {
+		keys[p[0]] = newKey(t, &file, p[0], p[1], p[2])
 	}
-	path := filepath.Join(t.TempDir(), "trust.yaml")
-	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+	var nowhere string
+	keys["stranger"] = newKey(t, &nowhere, "stranger", "operator", "flush")
+	c := config()
+	c.Trust, c.MinLocal = trustFile(t, file), 50
+	return newGuard(c), keys
+}
+
+// newKey makes a key, and adds it to what is to be a trust file.
+func newKey(t *testing.T, file *string, name, role, verbs string) *seal.Signer {
+	t.Helper()
+	s, _, err := seal.NewSigner()
+	if err != nil {
 		t.Fatal(err)
 	}
-	c := config()
-	c.Trust, c.MinLocal = trust(path), 50
-	return newGuard(c), keys
+	*file += fmt.Sprintf("  - {name: %s, role: %s, key: %s, verbs: [%s]}\n", name, role, s.Public(), verbs)
+	return s
+}
+
+// trustFile reads a trust file of this content.
+func trustFile(t *testing.T, content string) *seal.Trust {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "trust.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return trust(path)
 }
 
 // signed is a command as it comes; change alters it after it was signed.

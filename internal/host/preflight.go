@@ -14,6 +14,8 @@ type Facts struct {
 	BufferGranted int   // bytes
 	BufferWanted  int
 	AllowFlush    bool
+	AllowBlock    bool
+	BlockError    error // why blocks cannot be kept, nil when they can or need not
 	Unsigned      bool  // commands are accepted without a signature
 	Trusted       int   // keys whose commands are accepted
 	PeersError    error // why nobody can tell who is connected by SSH, nil when it can be told
@@ -50,6 +52,9 @@ func Preflight(f Facts) []Finding {
 	if is(f.Events, 0) {
 		fatal("nf_conntrack_events is 0: the kernel announces no flow.", "sysctl -w net.netfilter.nf_conntrack_events=1")
 	}
+	if f.BlockError != nil {
+		fatal(fmt.Sprintf("Blocks cannot be kept: %v.", f.BlockError), "Without --allow-block this host is watched all the same.")
+	}
 	if f.Tracking != nil && !*f.Tracking {
 		note("Nothing in this network namespace asks for connection tracking, so its table stays empty.",
 			"One rule turns it on: nft add table inet filter; nft 'add chain inet filter forward { type filter hook forward priority 0; }'; nft add rule inet filter forward ct state new counter")
@@ -67,17 +72,31 @@ func Preflight(f Facts) []Finding {
 	}
 	if f.AllowFlush && is(f.TCPLoose, 1) {
 		note("nf_conntrack_tcp_loose is 1: after a flush, the next packet of a TCP connection makes a new entry.",
-			"A flush frees the table; it does not stop routed TCP. sysctl -w net.netfilter.nf_conntrack_tcp_loose=0 does.")
+			"A flush frees the table; it does not stop routed TCP. A block does (--allow-block), or sysctl -w net.netfilter.nf_conntrack_tcp_loose=0.")
 	}
-	if f.AllowFlush && f.PeersError != nil {
-		note(fmt.Sprintf("Who is connected by SSH cannot be told, so every flush is refused: %v.", f.PeersError),
-			"modprobe tcp_diag; or --ssh-port 0, and --protect for who must not be flushed.")
+	if f.AllowBlock && !f.AllowFlush {
+		note("--allow-block without --allow-flush: a block leaves the entries that are there, and commands to do both are refused.", "Give both, to have the table freed too.")
 	}
-	if f.AllowFlush && f.Unsigned {
-		note("--allow-flush with --trust none: whoever may publish commands on the bus can flush this table.", "Restrict who may publish below ct.v1.cmd on the server, or name the keys to trust: ctfleet auth key, --trust FILE.")
+	flags, acts, deeds := "", "", ""
+	switch {
+	case f.AllowFlush && f.AllowBlock:
+		flags, acts, deeds = "--allow-flush and --allow-block", "flush this table and block addresses", "flush and block"
+	case f.AllowFlush:
+		flags, acts, deeds = "--allow-flush", "flush this table", "flush"
+	case f.AllowBlock:
+		flags, acts, deeds = "--allow-block", "block addresses here", "block"
+	default:
+		return out
 	}
-	if f.AllowFlush && !f.Unsigned && f.Trusted == 0 {
-		note("--allow-flush, but no key is trusted: every command that deletes is refused.", "ctfleet auth key makes keys and the file for --trust.")
+	if f.PeersError != nil {
+		note(fmt.Sprintf("Who is connected by SSH cannot be told, so every %s is refused: %v.", deeds, f.PeersError),
+			"modprobe tcp_diag; or --ssh-port 0, and --protect for who must be spared.")
+	}
+	if f.Unsigned {
+		note(fmt.Sprintf("%s with --trust none: whoever may publish commands on the bus can %s.", flags, acts), "Restrict who may publish below ct.v1.cmd on the server, or name the keys to trust: ctfleet auth key, --trust FILE.")
+	}
+	if !f.Unsigned && f.Trusted == 0 {
+		note(fmt.Sprintf("%s, but no key is trusted: every %s is refused.", flags, deeds), "ctfleet auth key makes keys and the file for --trust.")
 	}
 	return out
 }

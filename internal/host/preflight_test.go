@@ -61,6 +61,15 @@ func TestPreflight(t *testing.T) {
 	f("sessions unknown", good(func(f *Facts) {
 		f.AllowFlush, f.Trusted, f.PeersError = true, 1, errors.New("no such file or directory")
 	}), 0, 1)
+	f("blocking, and flushing", good(func(f *Facts) { f.AllowFlush, f.AllowBlock, f.Trusted = true, true, 1 }), 0, 0)
+	f("blocking only, unsigned, sessions unknown", good(func(f *Facts) {
+		f.AllowBlock, f.Unsigned, f.PeersError = true, true, errors.New("no such file or directory")
+	}), 0, 3)
+	f("blocking and flushing for nobody, loose", good(func(f *Facts) { f.AllowFlush, f.AllowBlock, f.TCPLoose = true, true, &one }), 0, 2)
+	f("a set that is missing", good(func(f *Facts) {
+		f.AllowBlock, f.AllowFlush, f.Trusted = true, true, 1
+		f.BlockError = errors.New("--allow-block: open block sets: set inet/filter/blocked4: there is no such set: `nft 'add set inet filter blocked4 { type ipv4_addr; flags timeout; }'`")
+	}), 1, 0)
 	f("sessions unknown, only watching", good(func(f *Facts) { f.PeersError = errors.New("no such file or directory") }), 0, 0)
 	f("loose, only watching", good(func(f *Facts) { f.TCPLoose, f.Unsigned = &one, true }), 0, 0)
 

@@ -31,7 +31,10 @@ func (p *Producer) preflight() {
 
 // gather reads the facts that the preflight judges.
 func gather(opt Options, ns *host.Namespace, trust *seal.Trust, granted, wanted int) host.Facts {
-	f := host.Facts{NetAdmin: host.NetAdmin(), BufferGranted: granted, BufferWanted: wanted, AllowFlush: opt.AllowFlush, Unsigned: trust.Open(), Trusted: trust.Len()}
+	f := host.Facts{
+		NetAdmin: host.NetAdmin(), BufferGranted: granted, BufferWanted: wanted,
+		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Unsigned: trust.Open(), Trusted: trust.Len(),
+	}
 	conn, err := conntrack.Dial(ns)
 	if err == nil {
 		_, err = conn.State()
@@ -41,6 +44,7 @@ func gather(opt Options, ns *host.Namespace, trust *seal.Trust, granted, wanted 
 	if s, err := conntrack.ReadSysctls(ns); err == nil {
 		f.Events, f.Acct, f.TCPLoose = s.Events, s.Acct, s.TCPLoose
 	}
+	_, f.BlockError = opt.openBlocks(ns)
 	_, f.PeersError = host.Peers(ns, opt.SSHPort...)
 	if ipv4, ipv6, err := conntrack.Enabled(ns); err == nil {
 		on := ipv4 || ipv6
@@ -78,11 +82,11 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 	if facts.TableError == nil {
 		facts.TableError = err
 	}
-	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, protect %v, trusts %s, NATS %s\n",
-		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.Protect, trust, nats.Servers())
+	fmt.Fprintf(w, "name %s, realm %s, linger %s, ring %d MiB, socket buffer %d of %d KiB, allow-flush %t, allow-block %s, protect %v, trusts %s, NATS %s\n",
+		opt.Name, opt.Realm, opt.Linger, opt.RingBytes>>20, granted>>10, wanted>>10, opt.AllowFlush, opt.blocking(), opt.Protect, trust, nats.Servers())
 	if id, err := host.Identify(ns); err == nil {
 		peers, _ := host.Peers(ns, opt.SSHPort...) // the preflight says why not
-		fmt.Fprintf(w, "never flushed: own addresses %v, gateways %v, resolvers %v, SSH sessions %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers, peers)
+		fmt.Fprintf(w, "never flushed or blocked: own addresses %v, gateways %v, resolvers %v, SSH sessions %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers, peers)
 	}
 	fatal := false
 	for _, f := range host.Preflight(facts) {

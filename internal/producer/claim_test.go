@@ -65,3 +65,32 @@ func TestClaim(t *testing.T) {
 		}
 	}
 }
+
+// TestTowardsAndMost: a flush of what many have towards one, no more than is said,
+// and never what a protected client has.
+func TestTowardsAndMost(t *testing.T) {
+	r := newRig(t, Options{AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.1.0/28")}})
+	victim, other := "203.0.113.7", "203.0.113.8"
+	for _, dst := range []string{victim, other} {
+		f := udp4("198.18.1.0/24", 0, 256)
+		f.Destinations = netip.MustParsePrefix(dst + "/32")
+		r.flood(f)
+	}
+	r.until("all flows", func() bool { return r.new == 512 })
+	is := func(c events.Command, matched, deleted uint64, refused ...events.Refusal) {
+		t.Helper()
+		rec := r.flush(c)
+		if rec.Error != "" || rec.Matched != matched || rec.Deleted != deleted || fmt.Sprint(rec.Refused) != fmt.Sprint(refused) || rec.Towards != c.Towards || rec.Most != c.Most {
+			t.Errorf("%s: %+v, want %d of %d deleted, refused %v", c.ID, rec, deleted, matched, refused)
+		}
+	}
+	is(events.Command{ID: "one source", Addresses: []string{"198.18.1.99"}, Towards: victim}, 1, 1)
+	is(events.Command{ID: "its other flow", Addresses: []string{"198.18.1.99"}, DryRun: true}, 1, 0)
+	is(events.Command{ID: "nobody's", Addresses: []string{"198.18.1.98"}, Towards: "203.0.113.9"}, 0, 0)
+	is(events.Command{ID: "some", Addresses: []string{"198.18.1.128/25"}, Towards: victim, Most: 28}, 128, 28, events.Refusal{Reason: conntrack.RefusedBudget, Count: 100})
+	is(events.Command{ID: "by destination", Addresses: []string{victim}, By: events.ByDst}, 227, 211, events.Refusal{Reason: "protected", Count: 16})
+	is(events.Command{ID: "towards a source", Addresses: []string{other}, By: events.ByDst, Towards: "198.18.1.128/25"}, 128, 128)
+	if rec := r.flush(events.Command{ID: "wrong", Addresses: []string{"198.18.1.1"}, Towards: "2001:db8::1"}); len(rec.Refused) != 1 || rec.Refused[0].Reason != "malformed" {
+		t.Errorf("towards another family: %+v", rec)
+	}
+}

@@ -45,7 +45,7 @@ func (p *Producer) health(stopping bool) *events.Health {
 	h := &events.Health{
 		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot.String(), Labels: p.opt.Label,
 		Version: daemon.ProgramVersion(), Config: p.opt.digest(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
-		Stopping: stopping, AllowFlush: p.opt.AllowFlush, Stream: p.Stream(),
+		Stopping: stopping, AllowFlush: p.opt.AllowFlush, AllowBlock: p.opt.AllowBlock, Stream: p.Stream(),
 	}
 	if list := p.problems.Load(); list != nil {
 		h.Problems = *list

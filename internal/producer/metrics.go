@@ -13,6 +13,7 @@ type metrics struct {
 	refused    *prometheus.CounterVec // foreign or broken messages by kind
 	refusals   *prometheus.CounterVec // what the guard or the kernel refused, by reason
 	flushed    prometheus.Counter
+	blocks     prometheus.Counter
 	unrecorded prometheus.Counter
 	all        []prometheus.Collector
 }
@@ -22,8 +23,9 @@ func (m *metrics) register(reg *prometheus.Registry, p *Producer) {
 	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_refused_messages_total", Help: "Messages from the bus that could not be read.", ConstLabels: labels}, []string{"kind"})
 	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_flush_refused_total", Help: "Commands or entries that were refused, by reason.", ConstLabels: labels}, []string{"reason"})
 	m.flushed = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_flushed_entries_total", Help: "Entries deleted on command.", ConstLabels: labels})
+	m.blocks = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_blocked_prefixes_total", Help: "Addresses and prefixes blocked, or for longer, on command.", ConstLabels: labels})
 	m.unrecorded = prometheus.NewCounter(prometheus.CounterOpts{Name: "ctfleet_unrecorded_receipts_total", Help: "Receipts that never reached the audit stream.", ConstLabels: labels})
-	m.all = []prometheus.Collector{m.refused, m.refusals, m.flushed, m.unrecorded}
+	m.all = []prometheus.Collector{m.refused, m.refusals, m.flushed, m.blocks, m.unrecorded}
 	add := func(name, help string, typ prometheus.ValueType, get func(*events.StreamHealth) uint64) {
 		opts := prometheus.Opts{Name: name, Help: help, ConstLabels: labels}
 		f := func() float64 { s := p.Stream(); return float64(get(&s)) }

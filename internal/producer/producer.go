@@ -3,12 +3,9 @@ package producer
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
+	"github.com/ctfleet/ctfleet/internal/block"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -28,69 +26,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/spool"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
-
-// Options are what an operator sets; the flags of cmd/producer.
-type Options struct {
-	Name        string            `placeholder:"NAME" help:"This firewall's name, unique in the fleet: a-z 0-9 - _ (default: the host name, dots to dashes)."`
-	Realm       string            `default:"default" help:"Where an address names one host. Sixty branches that all use 192.168.1.0/24 are sixty realms (${default})."`
-	Label       map[string]string `placeholder:"K=V" help:"Metadata shown with this firewall, such as site=lis1; may be repeated."`
-	NetNS       string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
-	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
-	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
-	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; at least 25ms while events keep coming, and the aggregator may ask for more (${default})."`
-	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
-	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
-	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
-	SSHPort     []uint16          `name:"ssh-port" default:"22" placeholder:"PORT" help:"Never flush who has a TCP connection to this port of the firewall itself, an operator's SSH session; may be repeated, 0 for nobody (${default})."`
-	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before they are flushed, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
-	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed within any minute, whoever asks; 0 for no limit (${default})."`
-	Trust       string            `placeholder:"FILE|none" help:"Whose signed commands to carry out: a file of public keys and what each may ask for, read again on SIGHUP; none: everybody's, unsigned. Without it every command that deletes is refused."`
-}
-
-// Validate reports the first option that is wrong and fills in the name.
-func (o *Options) Validate() error {
-	if o.Name == "" {
-		o.Name = host.Name()
-	}
-	if err := events.CheckFirewall(o.Name); err != nil {
-		return fmt.Errorf("--name: %w", err)
-	}
-	if err := events.CheckRealm(o.Realm); err != nil {
-		return fmt.Errorf("--realm: %w", err)
-	}
-	if o.Linger < time.Millisecond || o.Linger > events.MaxLingerMS*time.Millisecond {
-		return fmt.Errorf("--linger: %s is not within 1ms to %dms", o.Linger, events.MaxLingerMS)
-	}
-	if o.RingBytes < 1<<20 {
-		return fmt.Errorf("--ring-bytes: %d is less than 1 MiB", o.RingBytes)
-	}
-	if o.BufferBytes < 64<<10 {
-		return fmt.Errorf("--buffer-bytes: %d is less than 64 KiB", o.BufferBytes)
-	}
-	if o.PerMinute < 0 {
-		return fmt.Errorf("--flushes-per-minute: must not be negative, is %d", o.PerMinute)
-	}
-	if o.MinLocal > conntrack.MaxHeld {
-		return fmt.Errorf("--min-local: %d is more than %d", o.MinLocal, conntrack.MaxHeld)
-	}
-	h := events.Health{Firewall: o.Name, Realm: o.Realm, Labels: o.Label}
-	if err := h.Validate(); err != nil {
-		return fmt.Errorf("--label: %w", err) // nobody would accept our health
-	}
-	for _, p := range o.Protect {
-		if p != p.Masked() {
-			return fmt.Errorf("--protect: %s has bits beyond its length, %s is meant?", p, p.Masked())
-		}
-	}
-	return nil
-}
-
-// digest identifies a configuration, so that a fleet can be checked for
-// firewalls that run with another one.
-func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
-	return hex.EncodeToString(h[:6])
-}
 
 // Dependencies are what a producer is given by whoever runs it.
 type Dependencies struct {
@@ -111,6 +46,7 @@ type Producer struct {
 	conn   *bus.Conn
 	reader *conntrack.Reader
 	guard  *guard.Guard
+	blocks *block.Blocker // nil without --allow-block
 	trust  *seal.Trust
 	allow  *allowlist.Live
 	mirror *bus.Mirror // of the bucket behind allow
@@ -133,7 +69,7 @@ type Producer struct {
 
 	table     tableState
 	resync    resyncer
-	flushing  sync.Mutex // one flush at a time
+	acting    sync.Mutex // one flush, block or unblock at a time
 	records   chan record
 	recording atomic.Int64    // receipts that are not in the audit yet
 	attempts  atomic.Uint64   // receipts made
@@ -178,13 +114,19 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		}
 		p.ns = ns
 	}
+	if p.blocks, err = opt.openBlocks(p.ns); err != nil {
+		return nil, err
+	}
 	reader, err := conntrack.NewReader(conntrack.ReaderConfig{Namespace: p.ns, BufferBytes: opt.BufferBytes})
 	if err != nil {
 		return nil, fmt.Errorf("watch the connection table: %w", err)
 	}
 	p.reader = reader
 	p.preflight()
-	p.guard = guard.New(guard.Config{Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Allowlist: p.allowed, AllowFlush: opt.AllowFlush, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute})
+	p.guard = guard.New(guard.Config{
+		Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Allowlist: p.allowed,
+		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute,
+	})
 
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
@@ -234,7 +176,7 @@ const drainTime = 2 * time.Second
 // Run watches until ctx ends, then sends what is left and says good-bye.
 func (p *Producer) Run(ctx context.Context) error {
 	defer p.close()
-	p.log.Info("watching the connection table", "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush)
+	p.log.Info("watching the connection table", "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush, "allow_block", p.opt.AllowBlock)
 
 	batches, err := p.pump(p.ring, events.EventsSubject(p.opt.Name), true)
 	if err != nil {
@@ -276,7 +218,10 @@ func (p *Producer) Run(ctx context.Context) error {
 
 	deadline := time.Now().Add(drainTime)
 	stopService()
-	p.endFlush(deadline)
+	// Half of the time is the command's, which may wait in vain for its events to be
+	// read: its receipt has to reach the bus, too.
+	p.endActing(deadline.Add(-drainTime / 2))
+	err = errors.Join(err, p.clearBlocks())
 	// The events were read, so they are ours to deliver.
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
 		time.Sleep(5 * time.Millisecond)

@@ -59,7 +59,10 @@ func newRig(t *testing.T, opt Options) *rig {
 // start runs a producer and follows what it publishes.
 func (r *rig) start(opt Options) {
 	r.t.Helper()
-	opt.Name, opt.Realm, opt.Trust = "fw-a", events.RealmDefault, "none"
+	opt.Name, opt.Realm = "fw-a", events.RealmDefault
+	if opt.Trust == "" {
+		opt.Trust = "none"
+	}
 	if opt.Linger == 0 {
 		opt.Linger = 5 * time.Millisecond
 	}
@@ -93,7 +96,8 @@ func (r *rig) start(opt Options) {
 	}
 	r.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	r.t.Cleanup(r.stop)
-	r.until("the first snapshot", func() bool { return r.complete[2] })
+	// And the allowlist: what changes something is refused before it was read.
+	r.until("the first snapshot", func() bool { return r.complete[2] && r.p.Ready() == nil && r.p.mirror.Current() == nil })
 }
 
 func (r *rig) take(m bus.Msg) {
@@ -171,19 +175,25 @@ func udp4(source string, first, count int) traffic.Flood {
 
 func (r *rig) flush(c events.Command) *events.Receipt {
 	r.t.Helper()
+	if c.By == "" {
+		c.By = events.BySrc
+	}
+	return r.command(events.VerbFlush, c)
+}
+
+// command sends a command, an operator's unless it says otherwise.
+func (r *rig) command(verb string, c events.Command) *events.Receipt {
+	r.t.Helper()
 	h := r.p.health(false)
-	c.Verb, c.Firewall, c.Boot = events.VerbFlush, "fw-a", h.Boot
+	c.Verb, c.Firewall, c.Boot = verb, "fw-a", h.Boot
 	if c.Actor == "" {
 		c.Actor = events.ActorOperator
 	}
 	if c.Expires == 0 {
 		c.Expires = h.Sent + int64(10*time.Second)
 	}
-	if c.By == "" {
-		c.By = events.BySrc
-	}
 	var rec events.Receipt
-	if err := r.conn.Request(r.t.Context(), events.CommandSubject("fw-a", events.VerbFlush), &c, &rec); err != nil {
+	if err := r.conn.Request(r.t.Context(), events.CommandSubject("fw-a", verb), &c, &rec); err != nil {
 		r.t.Fatal(err)
 	}
 	return &rec

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -136,4 +137,11 @@ func TestNothingIsDeletedBeforeTheSessionsAreKnown(t *testing.T) {
 	}
 	f("the host is not known", nil, nil, "not known yet")
 	f("the sessions cannot be listed", []allowlist.Entry{}, closed, "list TCP connections")
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

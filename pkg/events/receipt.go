@@ -29,9 +29,13 @@ type Receipt struct {
 	Towards    string `msgpack:"towards,omitempty" json:"towards,omitempty"` // only entries towards it were meant
 	Most       uint64 `msgpack:"most,omitempty" json:"most,omitempty"`       // how many might be deleted
 
-	// BlockedUntil is when the block ends, Unix ms of the firewall's wall clock; nil
-	// where nothing was blocked.
+	// BlockedUntil is when the block ends (of several addresses, the first of theirs
+	// to end), Unix ms of the firewall's wall clock, 0 where it has no end; nil where
+	// nothing was blocked. Of an unblock, it is until when all of them stay blocked
+	// by a wider prefix.
 	BlockedUntil *int64 `msgpack:"blocked_until,omitempty" json:"blocked_until,omitempty"`
+	// Unblocked is of how many addresses a block was ended.
+	Unblocked uint64 `msgpack:"unblocked,omitempty" json:"unblocked,omitempty"`
 
 	Matched  uint64    `msgpack:"matched" json:"matched"` // entries that fit the match
 	Deleted  uint64    `msgpack:"deleted" json:"deleted"`
