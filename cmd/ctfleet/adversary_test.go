@@ -45,8 +45,9 @@ func (f *fleet) refused(firewall, reason string) {
 // have broken.
 func (f *fleet) talk(firewall, client string, kept int) func() traffic.TalkStats {
 	f.t.Helper()
+	f.servers++ // each with one of its own
 	t, err := traffic.Start(f.t.Context(), f.lab.Firewall(firewall), traffic.Talk{
-		Clients: []netip.Addr{netip.MustParseAddr(client)}, Servers: traffic.Addresses(lab.ServerPrefix4, 2)[1:], Kept: kept, Interval: 100 * time.Millisecond, Timeout: 10 * time.Second,
+		Clients: []netip.Addr{netip.MustParseAddr(client)}, Servers: traffic.Addresses(lab.ServerPrefix4, f.servers+1)[f.servers:], Kept: kept, Interval: 100 * time.Millisecond, Timeout: 10 * time.Second,
 	})
 	if err != nil {
 		f.t.Fatal(err)

@@ -24,6 +24,7 @@ type fleet struct {
 	call   // with the server, whom to trust, and the operator's key in its environment
 
 	keys, trust string // the folder of the keys, and the trust file
+	servers     int    // that talk to clients
 }
 
 // key makes a key that the trust file names.

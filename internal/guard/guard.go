@@ -138,6 +138,7 @@ type Verdict struct {
 	Actor, Who string
 
 	allow *allowlist.List // as it was when the command was allowed
+	at    int64           // when that was
 }
 
 // Sealed is a command as it came: its seal is over the subject and the bytes.
@@ -259,7 +260,7 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 		}
 		g.seen[c.ID] = c.Expires
 	}
-	v.Zone = zone
+	v.Zone, v.at = zone, now
 	return v, prefixes
 }
 
@@ -324,6 +325,16 @@ func (g *Guard) spare(allow *allowlist.List, verb string, p netip.Prefix) (reaso
 		return Allowlisted, fmt.Sprintf("%s within %s is on the allowlist, and a block cannot go round it: %s", e.Prefix, p, e.Why)
 	}
 	return "", ""
+}
+
+// GiveBack returns what an allowed command took of the rate, when its claim does not
+// hold: forged sources must not use up what true ones, and operators, may need.
+func (g *Guard) GiveBack(v Verdict) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.recent, v.at); i >= 0 {
+		g.recent = slices.Delete(g.recent, i, i+1) // who owes a claim names one address
+	}
 }
 
 // take uses up n of the addresses that are allowed within a minute.

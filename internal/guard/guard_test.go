@@ -352,6 +352,30 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestGiveBack: a command whose claim does not hold takes nothing of the rate.
+func TestGiveBack(t *testing.T) {
+	c := config()
+	c.PerMinute = 1
+	g := newGuard(c)
+	next := func(at int64) Verdict {
+		v, _ := check(g, command(func(c *events.Command) { c.ID, c.Expires = fmt.Sprint(at), at+second }), Sealed{}, at)
+		return v
+	}
+	for i := range int64(5) {
+		v := next(now + i)
+		if !v.Allowed() {
+			t.Fatalf("command %d: %+v", i, v)
+		}
+		g.GiveBack(v)
+	}
+	if v := next(now + 5); !v.Allowed() {
+		t.Errorf("the one that holds: %+v", v)
+	}
+	if v := next(now + 6); v.Reason != RateLimited {
+		t.Errorf("the one after it: %+v", v)
+	}
+}
+
 // TestAllowlist: what the live allowlist covers is refused, what lies within a
 // prefix stays, and where the list is not known nothing is deleted at all.
 func TestAllowlist(t *testing.T) {

@@ -87,6 +87,9 @@ func (p *Producer) claim(ctx context.Context, conn *conntrack.Conn, r *events.Re
 	if err != nil || res.Holds {
 		return err == nil, err
 	}
+	if !c.DryRun {
+		p.guard.GiveBack(v)
+	}
 	if len(r.Refused) == 0 { // there is nothing here that could have been refused
 		r.Refused = append(r.Refused, events.Refusal{Reason: conntrack.RefusedFew})
 		return false, fmt.Errorf("this table holds no entry that %s opened", events.FormatPrefix(m.Prefixes[0]))

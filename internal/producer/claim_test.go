@@ -14,7 +14,7 @@ import (
 // TestClaim: what an alert says of an address must be true of this table, too, or
 // its command does nothing here. An operator's does.
 func TestClaim(t *testing.T) {
-	r := newRig(t, Options{AllowFlush: true, MinLocal: 50})
+	r := newRig(t, Options{AllowFlush: true, MinLocal: 50, PerMinute: 4}) // what is refused takes nothing of the rate
 	few, forged, answered, halfOpen := "198.18.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.4"
 	r.flood(udp4(few+"/32", 0, 49))
 	r.flood(udp4(forged+"/32", 0, 60))

@@ -29,12 +29,15 @@ func (p *Producer) flush(req bus.Request, c *events.Command) (*events.Receipt, c
 	var claim conntrack.Claim
 	claim.Least, claim.Answered = p.guard.Claim(verdict, c)
 	p.onTable(r, func(ctx context.Context, conn *conntrack.Conn) error {
-		_, err := p.scan(ctx, conn, r, m, conntrack.FlushOptions{
+		res, err := p.scan(ctx, conn, r, m, conntrack.FlushOptions{
 			DryRun: c.DryRun,
 			Claim:  claim,
 			Keep:   p.guard.Keep(verdict, c.By),
 			Most:   c.Most,
 		})
+		if err == nil && !res.Holds && !c.DryRun {
+			p.guard.GiveBack(verdict)
+		}
 		return err
 	})
 	return r, m
