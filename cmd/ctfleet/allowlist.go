@@ -232,12 +232,20 @@ func (w *writer) now() time.Time { return w.clock.At(time.Now()) }
 
 // put sets an entry, and records who did.
 func (w *writer) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) error {
-	e.Time = w.now().UnixMilli()
+	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	defer cancel()
+	key := events.AllowKey(e.Realm, p)
+	var held events.AllowEntry
+	rev, err := w.conn.Get(ctx, bus.BucketAllowlist, key, &held)
+	if rev == 0 && err != nil {
+		return err
+	}
+	// After what is there, also where the server's clock was set back. What cannot be
+	// read there is replaced.
+	e.Time = max(w.now().UnixMilli(), held.Time+1)
 	if err := e.Validate(); err != nil {
 		return &exitError{2, err}
 	}
-	ctx, cancel := context.WithTimeout(ctx, flushLife)
-	defer cancel()
 	what := "added " + describe(e)
 	if e.Removed {
 		what = "deleted " + describe(e)
@@ -246,7 +254,8 @@ func (w *writer) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) 
 	if err := record(ctx, w.conn, w.key, &events.Act{Verb: events.VerbAllowlist, What: what, Key: e.Prefix, Realm: e.Realm, Reason: e.Comment}); err != nil {
 		return err
 	}
-	return w.conn.Put(ctx, w.key, bus.BucketAllowlist, events.AllowKey(e.Realm, p), e)
+	_, err = w.conn.Update(ctx, w.key, bus.BucketAllowlist, key, e, rev)
+	return err
 }
 
 // record writes what an operator does to the audit.

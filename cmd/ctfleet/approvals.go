@@ -83,10 +83,10 @@ func (c *approvalsListCmd) Run(ctx context.Context) error {
 		}
 		return printJSON(os.Stdout, map[string]any{"approvals": out})
 	}
-	t := newTable(os.Stdout, c.Output, "ID", "ENDS", "WHAT", "FIREWALLS", "WHY")
+	t := newTable(os.Stdout, c.Output, "ID", "ENDS", "WHAT", "REALM", "FIREWALLS", "WHY")
 	for i := range list {
 		w := &list[i]
-		t.add(w.Decision.ID, "in "+time.UnixMilli(w.Expires).Sub(now).Round(time.Second).String(), asked(&w.Decision), strings.Join(w.Decision.Firewalls, " "), w.Decision.Reason)
+		t.add(w.Decision.ID, "in "+time.UnixMilli(w.Expires).Sub(now).Round(time.Second).String(), asked(&w.Decision), w.Decision.Realm, strings.Join(w.Decision.Firewalls, " "), w.Decision.Reason)
 	}
 	return t.flush()
 }

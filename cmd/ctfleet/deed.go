@@ -180,7 +180,12 @@ const flushLife = 15 * time.Second
 // command sends one command to each firewall and collects the receipts, in the
 // order of the firewalls. One that does not answer gets a receipt that says so.
 func command(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewalls []string, cmd events.Command) []events.Receipt {
+	clock, clockErr := conn.BucketClock(ctx, bus.BucketAllowlist)
+	cmd.Issued = clock.At(time.Now()).UnixMilli()
 	return each(firewalls, func(name string) (r events.Receipt) {
+		if clockErr != nil {
+			return events.Receipt{ID: cmd.ID, Firewall: name, Verb: cmd.Verb, DryRun: cmd.DryRun, Refused: []events.Refusal{}, Error: clockErr.Error()}
+		}
 		if err := ask(ctx, conn, key, name, cmd, &r); err != nil {
 			return events.Receipt{ID: cmd.ID, Firewall: name, Verb: cmd.Verb, DryRun: cmd.DryRun, Refused: []events.Refusal{}, Error: err.Error()}
 		}
@@ -197,7 +202,13 @@ func ask(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewall string,
 		return err
 	}
 	cmd.Firewall, cmd.Boot, cmd.Expires = firewall, h.Boot, h.Sent+int64(flushLife)
-	return conn.Command(ctx, key, events.CommandSubject(firewall, cmd.Verb), &cmd, r)
+	if err := conn.Command(ctx, key, events.CommandSubject(firewall, cmd.Verb), &cmd, r); err != nil {
+		return err
+	}
+	if r.ID != cmd.ID || r.Firewall != firewall {
+		return fmt.Errorf("the answer is about command %s of %s: somebody else answers", r.ID, r.Firewall)
+	}
+	return nil
 }
 
 // status asks a firewall how it is.

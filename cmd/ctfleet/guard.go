@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -18,9 +19,39 @@ type guardCmd struct {
 	Open   guardOpenCmd   `cmd:"" help:"Stop all of them: they only observe until it is closed."`
 }
 
-type guardStatusCmd struct{ client }
+type guardStatusCmd struct {
+	client
+	trusting
+}
+
+// readLedger reads the ledger of those who act, or where there is none of those who
+// only observe, and verifies it if it is known whom to trust.
+func readLedger(ctx context.Context, conn *bus.Conn, trust *seal.Trust) (l events.Ledger, found bool, err error) {
+	m, err := conn.Value(ctx, bus.BucketGuard, events.KeyLedger)
+	signed := m.Seq > 0
+	if err == nil && !signed {
+		m, err = conn.Value(ctx, bus.BucketGuard, events.KeyUnsigned)
+	}
+	if err != nil || m.Seq == 0 {
+		return l, false, err
+	}
+	if signed {
+		party, err := trust.Verify(m.Seal, seal.VerbFlush, m.Subject, m.Data)
+		if err == nil && !trust.Open() && party.Role != seal.RoleResponder {
+			err = fmt.Errorf("%s is no responder", party.Name)
+		}
+		if err != nil {
+			return l, true, fmt.Errorf("the ledger cannot be believed, which responders take for an open circuit: %w", err)
+		}
+	}
+	return l, true, events.Unmarshal(m.Data, &l)
+}
 
 func (c *guardStatusCmd) Run(ctx context.Context) error {
+	trust, err := c.open()
+	if err != nil {
+		return err
+	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
@@ -30,8 +61,8 @@ func (c *guardStatusCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var l events.Ledger
-	if _, err := conn.Get(ctx, bus.BucketGuard, events.KeyLedger, &l); err != nil {
+	l, _, err := readLedger(ctx, conn, trust)
+	if err != nil {
 		return err
 	}
 	now := clock.At(time.Now())
@@ -88,6 +119,7 @@ func printLedger(l *events.Ledger, format string, now time.Time) error {
 type circuitCmd struct {
 	client
 	signing
+	trusting
 	Reason string `placeholder:"TEXT" help:"Why: kept in the audit."`
 }
 
@@ -102,6 +134,10 @@ func (c *guardOpenCmd) Run(ctx context.Context) error { return c.order(ctx, true
 
 // order tells the responders, and waits until one has obeyed.
 func (c *circuitCmd) order(ctx context.Context, open bool) error {
+	trust, err := c.trusting.open()
+	if err != nil {
+		return err
+	}
 	key, err := c.signer()
 	if err != nil {
 		return err
@@ -129,10 +165,11 @@ func (c *circuitCmd) order(ctx context.Context, open bool) error {
 		return err
 	}
 	for begin := time.Now(); time.Since(begin) < outcomeWait; daemon.Sleep(ctx, 50*time.Millisecond) {
-		var l events.Ledger
-		if rev, err := conn.Get(ctx, bus.BucketGuard, events.KeyLedger, &l); err != nil {
+		l, found, err := readLedger(ctx, conn, trust)
+		if err != nil && !found {
 			return err
-		} else if l.Circuit.Open == open && (rev > 0 || !open) {
+		}
+		if err == nil && l.Circuit.Open == open && (found || !open) {
 			fmt.Fprintln(os.Stderr, map[bool]string{true: "the circuit is open: policies only observe", false: "the circuit is closed"}[open])
 			return nil
 		}

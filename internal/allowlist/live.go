@@ -1,6 +1,7 @@
 package allowlist
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"net/netip"
@@ -17,13 +18,16 @@ import (
 //
 // Nothing on the bus can take a prefix out of it without a signature: a value that
 // cannot be verified lists the prefix that its key names, until it is replaced by
-// one that can.
+// one that can. An entry that was verified once stays until a later one of the same
+// place takes its place: neither an older one that is sent again, nor a bus that
+// tells nothing of it any more, takes it away.
 type Live struct {
 	trust *seal.Trust
 
 	mu      sync.Mutex
 	entries map[place]LiveEntry
 	next    map[place]LiveEntry // while they are told anew: what was in force stays so until all are
+	known   map[place]told      // the latest that was verified
 	lists   map[string]current  // by realm, made when they are asked for
 }
 
@@ -31,6 +35,14 @@ type Live struct {
 type place struct {
 	realm  string
 	prefix netip.Prefix
+}
+
+// told is a value as it came, so that it can be verified again.
+type told struct {
+	entry   LiveEntry
+	subject string
+	data    []byte
+	seal    seal.Seal
 }
 
 // current is a list and until when it holds; the zero time: until a change.
@@ -49,23 +61,36 @@ type LiveEntry struct {
 // NewLive returns an empty list that believes whom trust names for
 // [seal.VerbAllowlist].
 func NewLive(trust *seal.Trust) *Live {
-	return &Live{trust: trust, entries: map[place]LiveEntry{}}
+	return &Live{trust: trust, entries: map[place]LiveEntry{}, known: map[place]told{}}
 }
 
-// Begin says that all values are about to be told anew.
+// Begin says that all values are about to be told anew. What is known is verified
+// again: who is trusted may have changed.
 func (l *Live) Begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.next = map[place]LiveEntry{}
+	for at, t := range l.known {
+		if _, err := l.read(at, t.subject, t.data, t.seal); err != nil {
+			delete(l.known, at)
+		}
+	}
 }
 
-// Done says that all have been told: they take the place of those before.
+// Done says that all have been told: they take the place of those before, and what
+// is known of the rest holds. An entry that is deleted is told, too.
 func (l *Live) Done() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.next != nil {
-		l.entries, l.next, l.lists = l.next, nil, nil
+	if l.next == nil {
+		return
 	}
+	for at, t := range l.known {
+		if _, ok := l.next[at]; !ok {
+			l.next[at] = t.entry
+		}
+	}
+	l.entries, l.next, l.lists = l.next, nil, nil
 }
 
 // Put takes the value of a key, as it came on subject. An error says why it is not
@@ -83,14 +108,15 @@ func (l *Live) Put(key, subject string, data []byte, s seal.Seal) error {
 	if l.next != nil {
 		entries = l.next
 	}
-	held, had := entries[at]
+	known, had := l.known[at]
 	switch {
 	case err != nil:
 		e = LiveEntry{AllowEntry: events.AllowEntry{Prefix: events.FormatPrefix(prefix), Realm: realm}, Unverified: err}
-	case had && held.Unverified == nil && e.Time < held.Time:
-		// An older one that is sent again. What is in the bucket now is not what was
-		// asked for last.
-		return fmt.Errorf("allowlist entry %s is older than the one that is known", key)
+	case had && e.Time < known.entry.Time:
+		// What is in the bucket now is not what was asked for last.
+		e, err = known.entry, fmt.Errorf("allowlist entry %s is older than the one that is known", key)
+	default:
+		l.known[at] = told{e, subject, bytes.Clone(data), s}
 	}
 	entries[at], l.lists = e, nil
 	return err

@@ -125,8 +125,8 @@ func TestLive(t *testing.T) {
 	d.lists("lis1", "192.0.2.1", 0, true)
 	d.lists("lis1", "203.0.113.1", 0, false)
 	d.live.Done()
-	d.lists("lis1", "192.0.2.1", 0, false)
 	d.lists("lis1", "203.0.113.1", 0, true)
+	d.lists("lis1", "192.0.2.1", 0, true) // a bus that tells nothing of it takes nothing away
 }
 
 // TestLiveBelievesNobodyElse: what is not signed by one who may change the list can
@@ -168,6 +168,30 @@ func TestLiveKnowsTheLast(t *testing.T) {
 		t.Errorf("an older one: %v", err)
 	}
 	d.lists("default", "10.1.1.1", 0, true)
+	older := func(what string) {
+		t.Helper()
+		if err := d.put("alice", start, func(e *events.AllowEntry) { e.Removed = true }); err == nil {
+			t.Errorf("an older one after %s is believed", what)
+		}
+		d.lists("default", "10.1.1.1", 0, true)
+	}
+	if err := d.put("stranger", start.Add(time.Hour), nil); err == nil {
+		t.Error("a stranger is believed")
+	}
+	older("one that cannot be verified")
+	d.live.Begin()
+	older("a reconnect")
+	d.live.Done()
+	d.lists("default", "10.1.1.1", 0, true)
+	d.live.Begin()
+	d.live.Done()
+	d.lists("default", "10.1.1.1", 0, true)
+	older("a bus that told nothing")
+	// A later one is believed all the same.
+	if err := d.put("alice", start.Add(time.Minute), func(e *events.AllowEntry) { e.Removed = true }); err != nil {
+		t.Error(err)
+	}
+	d.lists("default", "10.1.1.1", 0, false)
 }
 
 // TestLiveKeys: a body under another key is not believed, and a key that names

@@ -56,7 +56,7 @@ func appendParty(name string, text []byte, p *seal.Party) ([]byte, error) {
 	if !bytes.HasSuffix(text, []byte("\n")) {
 		text = append(text, '\n')
 	}
-	text = fmt.Appendf(text, "  - name: %s\n    role: %s\n    key: %s\n    verbs: [%s]\n", p.Name, p.Role, p.Key, strings.Join(p.Verbs, ", "))
+	text = fmt.Appendf(text, "  - name: %q\n    role: %s\n    key: %s\n    verbs: [%s]\n", p.Name, p.Role, p.Key, strings.Join(p.Verbs, ", "))
 	var f seal.File
 	if err := config.Parse(name, text, &f); err != nil {
 		return nil, fmt.Errorf("add %s: %w", p.Name, err)
@@ -76,7 +76,16 @@ func writeNew(path string, data []byte) error {
 // replace writes a file such that it is whole at any time.
 func replace(path string, data []byte) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+	mode := fs.FileMode(0o644) // nothing in it is secret
+	if info, err := os.Stat(path); err == nil {
+		mode = info.Mode().Perm()
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

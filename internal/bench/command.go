@@ -47,6 +47,6 @@ func command(ctx context.Context, conn *bus.Conn, verb string) (*events.Command,
 	}
 	return &events.Command{
 		ID: fmt.Sprintf("bench-%d", time.Now().UnixNano()), Verb: verb, Firewall: firewall, Boot: h.Boot, Actor: events.ActorOperator,
-		Expires: h.Sent + int64(20*time.Second),
+		Expires: h.Sent + int64(20*time.Second), Issued: time.Now().UnixMilli(),
 	}, nil
 }

@@ -267,7 +267,7 @@ func (c *Conn) worker(ctx context.Context, stream, durable, filter string) (jets
 		DeliverPolicy: jetstream.DeliverNewPolicy,
 		// What a worker that was killed had begun goes to another while it is still worth
 		// something.
-		AckWait: 10 * time.Second, MaxDeliver: 5, MaxAckPending: 64,
+		AckWait: 5 * time.Second, MaxDeliver: 5, MaxAckPending: 64,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s of %s: %w", durable, stream, err)

@@ -81,22 +81,12 @@ func (m *Mirror) Again() {
 func (m *Mirror) read(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() {
-		select {
-		case <-m.again:
-			cancel(errAgain)
-		case <-ctx.Done():
-		}
-	}()
+	go m.watch(ctx, cancel)
 	mark := m.conn.NC.Stats().Reconnects + 1
 	stream := bucketStream(m.bucket)
-	clock, err := m.conn.Clock(ctx, stream)
-	if err != nil {
+	if err := m.readClock(ctx); err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.clock = clock
-	m.mu.Unlock()
 	m.to.Begin()
 	told := false
 	done := func() {
@@ -120,6 +110,43 @@ func (m *Mirror) read(ctx context.Context) error {
 			done()
 		}
 	})
+}
+
+// mirrorClockFor is how long a reading of the server's clock is used: what depends
+// on it are ends that people gave in minutes and hours.
+const mirrorClockFor = time.Minute
+
+// watch ends a read when somebody wants to hear it all again, and reads the server's
+// clock now and then.
+func (m *Mirror) watch(ctx context.Context, end context.CancelCauseFunc) {
+	tick := time.NewTicker(mirrorClockFor)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.again:
+			end(errAgain)
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := m.readClock(ctx); err != nil && m.conn.NC.IsConnected() {
+				m.conn.log.Debug("read the server's clock", "bucket", m.bucket, "error", err)
+			}
+		}
+	}
+}
+
+func (m *Mirror) readClock(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	clock, err := m.conn.Clock(ctx, bucketStream(m.bucket))
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.clock = clock
+	m.mu.Unlock()
+	return nil
 }
 
 // Current returns nil when all that the bucket holds has been told, but for what

@@ -168,21 +168,33 @@ func (c *Conn) PublishMessage(ctx context.Context, subject, id string, m events.
 
 // PublishSealed is PublishMessage, sealed by a signer.
 func (c *Conn) PublishSealed(ctx context.Context, by *seal.Signer, subject, id string, m events.Message) error {
+	_, err := c.publishSealed(ctx, by, subject, id, m)
+	return err
+}
+
+// PublishOnce is PublishMessage, and reports whether the stream has had a message of
+// this id already: if ids can be guessed, perhaps somebody else's.
+func (c *Conn) PublishOnce(ctx context.Context, subject, id string, m events.Message) (again bool, err error) {
+	return c.publishSealed(ctx, nil, subject, id, m)
+}
+
+func (c *Conn) publishSealed(ctx context.Context, by *seal.Signer, subject, id string, m events.Message) (again bool, err error) {
 	msg, err := sealed(by, subject, m)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrPermanent, err)
+		return false, fmt.Errorf("%w: %w", ErrPermanent, err)
 	}
 	var opts []jetstream.PublishOpt
 	if id != "" {
 		opts = append(opts, jetstream.WithMsgID(id))
 	}
-	if _, err := c.JS.PublishMsg(ctx, msg, opts...); err != nil {
+	ack, err := c.JS.PublishMsg(ctx, msg, opts...)
+	if err != nil {
 		if permanent(err) {
 			err = fmt.Errorf("%w: %w", ErrPermanent, err)
 		}
-		return fmt.Errorf("publish to %s: %w", subject, err)
+		return false, fmt.Errorf("publish to %s: %w", subject, err)
 	}
-	return nil
+	return ack.Duplicate, nil
 }
 
 // Send publishes one map message without waiting for anybody to keep it.

@@ -39,6 +39,7 @@ const (
 	InZone        = "zone"             // a block for a conntrack zone, which would hit others too
 	WrongBoot     = "wrong-boot"       // it was meant for another run of the producer
 	Expired       = "expired"          // its time is over
+	WrongTime     = "wrong-time"       // it was made at another time, by the server's clock
 	TooFarAhead   = "too-far-ahead"    // it would live longer than MaxLife
 	Replayed      = "replayed"         // a command of this id was carried out already
 	TooWide       = "prefix-too-wide"  // the prefix is wider than this firewall allows
@@ -56,11 +57,18 @@ const (
 // MaxLife is how far ahead a command may expire.
 const MaxLife = 30 * time.Second
 
+// MaxSkew is how far from the present a command may have been made, by the server's
+// clock. An expiry alone does not do: who asks for a signature learns the firewall's
+// clock from the bus, and may be told a later one.
+const MaxSkew = 2 * time.Minute
+
 // Config is what the operator of this firewall allows.
 type Config struct {
-	Firewall   string
-	Realm      string
-	Boot       string
+	Firewall string
+	Realm    string
+	Boot     string
+	// Now is what the server's clock says; nil: commands are not judged by it.
+	Now        func() time.Time
 	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
 	AllowBlock bool
@@ -238,6 +246,9 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 			return no(Unread, "the live allowlist is not known: %v", err)
 		}
 	}
+	if g.cfg.Now != nil && g.cfg.Now().Sub(time.UnixMilli(c.Issued)).Abs() > MaxSkew {
+		return no(WrongTime, "the command was made at another time: %s", time.UnixMilli(c.Issued).UTC().Format(time.DateTime))
+	}
 	for id, expires := range g.seen {
 		if expires <= now {
 			delete(g.seen, id)
@@ -258,7 +269,9 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 		if harms && !g.take(len(prefixes), now) {
 			return no(RateLimited, "no more than %d addresses and prefixes within a minute are allowed here", g.cfg.PerMinute)
 		}
-		g.seen[c.ID] = c.Expires
+		// For as long as any command may live: the same one with a later end is the
+		// same one.
+		g.seen[c.ID] = max(c.Expires, now+int64(MaxLife))
 	}
 	v.Zone, v.at = zone, now
 	return v, prefixes

@@ -192,8 +192,29 @@ func TestReplay(t *testing.T) {
 	// It is remembered for as long as the very same command would be fresh.
 	check(Replayed, "one", now+10*second-1, now+10*second, false)
 	check(Expired, "one", now+10*second, now+10*second, false)
-	if check("", "four", now+11*second, now+12*second, false); len(g.seen) != 1 {
+	// And for as long as any might be, with whatever expiry.
+	check(Replayed, "one", now+20*second, now+30*second, false)
+	check("", "one", now+30*second, now+31*second, false)
+	if check("", "four", now+70*second, now+71*second, false); len(g.seen) != 1 {
 		t.Errorf("%d ids are remembered, all but one have expired", len(g.seen))
+	}
+}
+
+// TestWrongTime: who makes a signer believe in a later clock of the firewall gets a
+// command that is no good later either.
+func TestWrongTime(t *testing.T) {
+	c := config()
+	present := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	c.Now = func() time.Time { return present }
+	g := newGuard(c)
+	for issued, reason := range map[time.Duration]string{0: "", -MaxSkew: "", MaxSkew: "", -MaxSkew - time.Millisecond: WrongTime, MaxSkew + time.Millisecond: WrongTime, -72 * time.Hour: WrongTime} {
+		v, _ := check(g, command(func(c *events.Command) { c.ID, c.Issued = issued.String(), present.Add(issued).UnixMilli() }), Sealed{}, now)
+		if v.Reason != reason {
+			t.Errorf("issued %s from now: %+v, want %q", issued, v, reason)
+		}
+	}
+	if v, _ := check(g, command(nil), Sealed{}, now); v.Reason != WrongTime {
+		t.Errorf("without a time: %+v", v)
 	}
 }
 

@@ -147,7 +147,11 @@ func (f *File) Validate() error {
 			return refuse(path+"rule", "policies[%d]: rule %s has a policy already", i, p.Rule)
 		}
 		seen[p.Rule] = true
-		if key, err := p.validate(); err != nil {
+		key, err := p.validate()
+		if err == nil && p.Action == ActionRelieve && p.Mode == "" && f.Mode == Approve {
+			key, err = "action", errStepByStep
+		}
+		if err != nil {
 			return refuse(path+key, "policy for %s: %s: %w", p.Rule, key, err)
 		}
 	}
@@ -172,6 +176,8 @@ func (b *Budget) validate() error {
 
 // maxPerMinute is the largest budget that the ledger has room for.
 const maxPerMinute = events.MaxLedgerActs / 2
+
+var errStepByStep = fmt.Errorf("%q goes step by step, which nobody could approve in time: its mode must be %q or %q", ActionRelieve, Observe, Enforce)
 
 // validate fills in what is left out, and returns the key that is wrong.
 func (p *Policy) validate() (key string, err error) {
@@ -213,7 +219,7 @@ func (p *Policy) validate() (key string, err error) {
 	case !relieves && p.UntilPercent != 0:
 		return "until_percent", fmt.Errorf("goes with %q only", ActionRelieve)
 	case relieves && p.Mode == Approve:
-		return "mode", fmt.Errorf("%q goes step by step, which nobody could approve in time: use %q or %q", ActionRelieve, Observe, Enforce)
+		return "mode", errStepByStep
 	}
 	return "", nil
 }

@@ -54,6 +54,10 @@ func TestValidate(t *testing.T) {
 	f(`until_percent: "relieve" goes on until the table is that full: must be above 0 and below 100, is 0`, block(Policy{Action: ActionRelieve}))
 	f(`until_percent: goes with "relieve" only`, block(Policy{UntilPercent: 70}))
 	f(`mode: "relieve" goes step by step`, block(Policy{Action: ActionRelieve, UntilPercent: 70, Mode: Approve}))
+	f(`action: "relieve" goes step by step`, func(f *File) {
+		f.Mode = Approve
+		f.Policies[0] = Policy{Rule: "flood", Action: ActionRelieve, UntilPercent: 70}
+	})
 }
 
 // TestPolicyFile reads files as an operator writes them.

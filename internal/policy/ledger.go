@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,14 +10,18 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
+// FinishWithin is how long somebody else goes on with a deed that was begun. Until a
+// while after it, firewalls remember the commands that it led to.
+const FinishWithin = 10 * time.Second
+
 // Charge settles an open decision at now, by the server's clock: it is declined
 // while the address's cool-down lasts, or takes its place in the ledger. When the
 // budget is spent, the circuit opens and the decision is only simulated, as all are
 // while it is open. It reports whether the ledger was changed, which then has to be
 // kept before anything is done.
 //
-// A deed that is in the ledger already was begun by somebody who did not finish it:
-// it is settled as it was.
+// A deed that is in the ledger for less than FinishWithin was begun by somebody who
+// did not finish it: it is settled as it was.
 func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed bool) {
 	if d.Outcome != "" {
 		return false
@@ -31,7 +36,7 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 	for i := range l.Acts {
 		act := &l.Acts[i]
 		switch same := act.Realm == d.Realm && act.Address == events.FormatPrefix(d.Address); {
-		case same && act.Alert == d.Alert && act.Updated == d.Updated && act.Simulated == simulated:
+		case same && act.Alert == d.Alert && act.Updated == d.Updated && act.Simulated == simulated && now.UnixMilli()-act.At < FinishWithin.Milliseconds():
 			d.settle()
 			return false
 		case same && act.Until > now.UnixMilli() && (!act.Simulated || simulated):
@@ -50,7 +55,7 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 		l.Circuit = events.Circuit{Open: true, Since: now.UnixMilli(), Why: fmt.Sprintf("the budget of %d addresses a minute is spent", n)}
 		e.Charge(d, l, now) // there is no other way on: it is simulated now
 		return true
-	case len(l.Acts) >= events.MaxLedgerActs:
+	case len(l.Acts) >= events.MaxLedgerActs && !makeRoom(l):
 		*d = d.declined(fmt.Errorf("%d addresses were acted upon within their cool-downs, more cannot be remembered", len(l.Acts)))
 		return false
 	}
@@ -63,6 +68,64 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 		At: now.UnixMilli(), Until: now.Add(left).UnixMilli(), Simulated: simulated,
 	})
 	d.settle()
+	return true
+}
+
+// ErrNot is what the error of a decision is that must not be carried out any more;
+// others pass.
+var ErrNot = errors.New("it must not be done")
+
+// forGood is an error that is ErrNot, in its own words.
+type forGood struct{ error }
+
+func (forGood) Is(target error) bool { return target == ErrNot }
+func (f forGood) Unwrap() error      { return f.error }
+
+// Resume charges a decision that a person has approved at now: its cool-down begins,
+// and its place in the budget is that of this minute. An error says why it cannot be
+// carried out: for good, with [ErrNot], or until the minute is over.
+func (e *Engine) Resume(d *Decision, rule string, l *events.Ledger, known Known, now time.Time) error {
+	mode := e.file.Mode
+	if m := e.policies[rule].Mode; m != "" {
+		mode = m
+	}
+	switch {
+	case l.Circuit.Open:
+		return forGood{fmt.Errorf("the circuit is open: %s", l.Circuit.Why)}
+	case !e.Concerns(rule) || mode == Observe:
+		return forGood{errors.New("the policy only observes now")}
+	case known.Allow == nil:
+		return fmt.Errorf("the live allowlist is not known: %w", known.AllowError)
+	}
+	if err := e.spared(d, known.Allow); err != nil {
+		return forGood{err}
+	}
+	prune(l, now)
+	spent := 0
+	for _, a := range l.Acts {
+		if !a.Simulated && !is(&a, d.Realm, d.Address, d.Alert, d.Updated) && now.UnixMilli()-a.At < time.Minute.Milliseconds() {
+			spent++
+		}
+	}
+	if n := e.file.Budget.AddressesPerMinute; n > 0 && spent >= n {
+		return fmt.Errorf("the budget of %d addresses a minute is spent", n)
+	}
+	Retract(l, d.Realm, d.Address, d.Alert, d.Updated)
+	l.Acts = append(l.Acts, events.Acted{
+		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
+		At: now.UnixMilli(), Until: now.Add(e.file.CoolDown).UnixMilli(),
+	})
+	return nil
+}
+
+// makeRoom forgets the oldest act that nothing came of: what was refused, or only
+// simulated, must not keep what is true out of the ledger.
+func makeRoom(l *events.Ledger) bool {
+	i := slices.IndexFunc(l.Acts, func(a events.Acted) bool { return a.At == 0 || a.Simulated })
+	if i < 0 {
+		return false
+	}
+	l.Acts = slices.Delete(l.Acts, i, i+1)
 	return true
 }
 

@@ -1,12 +1,14 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -102,6 +104,66 @@ func TestTheSameDeed(t *testing.T) {
 	d.is(time.Second, no, "left alone", func(a *events.Alert) { a.Updated = 8 })
 	if len(d.l.Acts) != 1 {
 		t.Errorf("the ledger holds %+v", d.l.Acts)
+	}
+}
+
+// TestOldDeed: what was begun a while ago is not gone on with: firewalls may not
+// remember the command any more.
+func TestOldDeed(t *testing.T) {
+	d := newDesk(t, nil)
+	same := func(a *events.Alert) { a.Updated = 7 }
+	d.is(0, yes, "", same)
+	d.is(FinishWithin-time.Millisecond, yes, "", same)
+	d.is(FinishWithin, no, "left alone", same)
+}
+
+// TestRoom: what was refused or only simulated does not keep out what is true.
+func TestRoom(t *testing.T) {
+	d := newDesk(t, func(f *File) { f.Budget.AddressesPerMinute, f.CoolDown = 0, time.Hour })
+	for i := range events.MaxLedgerActs {
+		d.l.Acts = append(d.l.Acts, events.Acted{Realm: "default", Address: fmt.Sprint("x", i), Until: start.Add(time.Hour).UnixMilli(), Simulated: i%2 == 0})
+	}
+	d.is(time.Second, yes, "", nil)
+	if len(d.l.Acts) != events.MaxLedgerActs {
+		t.Errorf("%d acts", len(d.l.Acts))
+	}
+}
+
+// TestResume: what was approved is charged when it is done, and not done when it
+// must not be any more.
+func TestResume(t *testing.T) {
+	d := newDesk(t, func(f *File) { f.Mode, f.CoolDown, f.Budget.AddressesPerMinute = Approve, time.Minute, 1 })
+	first := d.is(0, events.OutcomeProposed, "", nil)
+	resume := func(e *Engine, at time.Duration, k Known) error {
+		return e.Resume(&first, "flood", d.l, k, start.Add(at))
+	}
+	if err := resume(d.e, 5*time.Minute, known()); err != nil {
+		t.Errorf("approved: %v", err)
+	}
+	if a := d.l.Acts; len(a) != 1 || a[0].At != start.Add(5*time.Minute).UnixMilli() || a[0].Until != start.Add(6*time.Minute).UnixMilli() {
+		t.Errorf("the ledger holds %+v", a)
+	}
+	d.l.Acts = append(d.l.Acts, events.Acted{Realm: "default", Address: "198.18.0.77", At: start.Add(5 * time.Minute).UnixMilli()})
+	if err := resume(d.e, 5*time.Minute, known()); err == nil || errors.Is(err, ErrNot) || !strings.Contains(err.Error(), "budget") {
+		t.Errorf("over the budget: %v, want it to wait", err)
+	}
+	listed := Known{Allow: allowlist.New(allowlist.Prefixes("backup", first.Address)...)}
+	observing := engine(t, func(f *File) { f.Mode = Observe })
+	for what, err := range map[string]error{
+		"on the allowlist":    resume(d.e, time.Hour, listed),
+		"the mode is another": resume(observing, time.Hour, known()),
+		"no policy":           New(Default()).Resume(&first, "flood", d.l, known(), start),
+	} {
+		if !errors.Is(err, ErrNot) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := resume(d.e, time.Hour, Known{AllowError: errors.New("x")}); err == nil || errors.Is(err, ErrNot) {
+		t.Errorf("the allowlist is not known: %v, want it to wait", err)
+	}
+	d.l.Circuit.Open = true
+	if err := resume(d.e, time.Hour, known()); !errors.Is(err, ErrNot) {
+		t.Errorf("the circuit is open: %v", err)
 	}
 }
 

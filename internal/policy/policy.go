@@ -161,14 +161,6 @@ func (e *Engine) spared(d *Decision, live *allowlist.List) error {
 	return nil
 }
 
-// Recheck is what of Propose can have changed while a decision waited for a person.
-func (e *Engine) Recheck(d *Decision, known Known) error {
-	if known.Allow == nil {
-		return fmt.Errorf("the live allowlist is not known: %w", known.AllowError)
-	}
-	return e.spared(d, known.Allow)
-}
-
 // place fills in the firewalls that are to be commanded: of the alert's realm,
 // and, where the policy says so, only those that the alert names.
 func (d *Decision) place(a *events.Alert, where string, fleet []Firewall) {

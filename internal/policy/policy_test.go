@@ -110,7 +110,7 @@ func TestDecide(t *testing.T) {
 	f(events.OutcomeCommanded, "opened 200 flows", "fw-a fw-b", nil)
 	f(events.OutcomeCommanded, "", "fw-a fw-b", key("2001:db8:18::/64"))
 	f(events.OutcomeCommanded, "", "fw-a fw-b", key("198.18.6.0/30"))
-	f(no, "the victim is not flushed", "", func(a *events.Alert) { a.Track = "by_dst" })
+	f(no, "the victim is not flushed", "", func(a *events.Alert) { a.Track, a.SampleSize = "by_dst", 9 })
 	f(no, "names no address", "", func(a *events.Alert) { a.Track, a.Key = "table", "table" })
 	f(no, "names no address", "", func(a *events.Alert) { a.Track = "by_moon" })
 	f(no, "no address", "", key("table"))

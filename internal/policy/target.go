@@ -49,6 +49,9 @@ func contributors(a *events.Alert, d Decision) ([]Decision, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the alert's key is no address: %w", err)
 	}
+	if a.SampleSize == 0 {
+		return nil, errors.New("the alert does not say of how many flows its sources are a sample, and the victim is not flushed")
+	}
 	var out []Decision
 	for _, peer := range a.Peers {
 		source, err := events.ParsePrefix(peer.Value)

@@ -92,10 +92,9 @@ func TestRelieve(t *testing.T) {
 	declined("an alert about an address", "about a table's fill", e, nil)
 	declined("no sources", "names no source", e, func(a *events.Alert) { full(a); a.Peers = nil })
 	declined("a flush of a table", `the action for it is "relieve"`, engine(t, nil), full)
-	approve := engine(t, func(f *File) {
-		f.Mode, f.Policies[0].Action, f.Policies[0].UntilPercent = Approve, ActionRelieve, 70
-	})
-	declined("with approval", "cannot wait for a person", approve, full)
+	// What a file cannot say; but a circuit or a mode may come to it.
+	f := file(func(f *File) { f.Mode, f.Policies[0].Action, f.Policies[0].UntilPercent = Approve, ActionRelieve, 70 })
+	declined("with approval", "cannot wait for a person", New(f), full)
 }
 
 // TestFirewallsBudget: where more firewalls would be commanded at a time, none is.

@@ -133,7 +133,7 @@ func TestStopDuringAFlush(t *testing.T) {
 	r.until("all flows", func() bool { return r.new == n })
 	h := r.p.health(false)
 	c := &events.Command{
-		ID: "under-way", Verb: events.VerbFlush, Firewall: "fw-a", Boot: h.Boot, Actor: events.ActorOperator, Expires: h.Sent + int64(10*time.Second),
+		ID: "under-way", Verb: events.VerbFlush, Firewall: "fw-a", Boot: h.Boot, Actor: events.ActorOperator, Expires: h.Sent + int64(10*time.Second), Issued: time.Now().UnixMilli(),
 		Addresses: []string{"198.18.0.1"}, By: events.BySrc,
 	}
 	answered := make(chan struct{})

@@ -1,6 +1,8 @@
 package producer
 
 import (
+	"time"
+
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 )
@@ -13,6 +15,10 @@ func (p *Producer) allowed(realm string) (*allowlist.List, error) {
 	}
 	return p.allow.List(realm, p.mirror.Now()), nil
 }
+
+// fleetNow is what the server's clock says. Nothing is judged by it before the live
+// allowlist, and with it the clock, was read.
+func (p *Producer) fleetNow() time.Time { return p.mirror.Now() }
 
 // allowEntry takes an entry of the live allowlist.
 func (p *Producer) allowEntry(m bus.Msg) {

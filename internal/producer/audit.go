@@ -2,6 +2,7 @@ package producer
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"time"
 
@@ -29,8 +30,9 @@ func (p *Producer) record(r *events.Receipt, verb string) {
 	rec := record{
 		subject: events.AuditSubject(p.opt.Name, verb),
 		// One id per attempt, not per command: a refusal or a dry run under a
-		// command's id must not keep its real receipt out of the stream.
-		id:      fmt.Sprintf("%s:%s:%d", verb, p.boot, p.attempts.Add(1)),
+		// command's id must not keep its real receipt out of the stream. And nobody
+		// can guess it, to keep the receipt out with a message of his own.
+		id:      rand.Text(),
 		receipt: *r,
 	}
 	p.recording.Add(1)

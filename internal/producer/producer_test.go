@@ -1,9 +1,11 @@
 package producer
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/internal/traffic"
@@ -185,10 +188,8 @@ func (r *rig) flush(c events.Command) *events.Receipt {
 func (r *rig) command(verb string, c events.Command) *events.Receipt {
 	r.t.Helper()
 	h := r.p.health(false)
-	c.Verb, c.Firewall, c.Boot = verb, "fw-a", h.Boot
-	if c.Actor == "" {
-		c.Actor = events.ActorOperator
-	}
+	c.Verb, c.Firewall, c.Boot = verb, cmp.Or(c.Firewall, "fw-a"), cmp.Or(c.Boot, h.Boot)
+	c.Actor, c.Issued = cmp.Or(c.Actor, events.ActorOperator), cmp.Or(c.Issued, time.Now().UnixMilli())
 	if c.Expires == 0 {
 		c.Expires = h.Sent + int64(10*time.Second)
 	}
@@ -330,6 +331,11 @@ func TestFlushIsGuarded(t *testing.T) {
 	refused("protected", events.Command{ID: "5", Addresses: []string{"127.0.0.1"}})
 	refused("protected", events.Command{ID: "6", Addresses: []string{"198.18.3.1"}})
 	refused("expired", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Expires: 1})
+	refused("too-far-ahead", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Expires: conntrack.Monotonic() + int64(time.Hour)})
+	refused("wrong-time", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Issued: time.Now().Add(-time.Hour).UnixMilli()})
+	refused("wrong-firewall", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Firewall: "fw-b"})
+	refused("wrong-boot", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Boot: strings.Repeat("ab", 16)})
+	refused("wrong-realm", events.Command{ID: "7", Addresses: []string{"198.18.3.9"}, Realm: "elsewhere"})
 
 	dry := r.flush(events.Command{ID: "8", Addresses: []string{"198.18.3.0/24"}, DryRun: true})
 	if dry.Matched != 256 || dry.Deleted != 0 {

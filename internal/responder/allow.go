@@ -44,6 +44,9 @@ func (r *Responder) Reload() error {
 	if err := r.trust.Reload(); err != nil {
 		return fmt.Errorf("--trust: %w", err)
 	}
-	r.mirror.Again() // whose entries are believed may have changed
+	// Whose entries, answers and orders are believed may have changed.
+	r.mirror.Again()
+	r.proposals.Again()
+	r.orders.Again()
 	return nil
 }

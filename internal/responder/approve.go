@@ -26,11 +26,25 @@ type pending struct {
 // ask proposes a decision to a person. Proposed twice, it is one proposal.
 func (r *Responder) ask(ctx context.Context, d *events.Decision, text string) error {
 	p := &events.Proposal{Decision: *d, Text: short(text), Expires: r.now().Add(r.engine.ApproveWithin()).UnixMilli()}
-	_, err := r.conn.Update(ctx, r.signer, bus.BucketApprovals, events.ProposalKey(d.ID, events.KeyRequest), p, 0)
-	if errors.Is(err, bus.ErrChanged) {
-		return nil
-	}
+	_, err := r.putOnce(ctx, events.ProposalKey(d.ID, events.KeyRequest), p)
 	return err
+}
+
+// putOnce sets the value of a key that no responder has set, and reports whether it
+// was us. What somebody else has put there is in nobody's way.
+func (r *Responder) putOnce(ctx context.Context, key string, v events.Message) (bool, error) {
+	rev := uint64(0)
+	for try := 0; ; try++ {
+		_, err := r.conn.Update(ctx, r.signer, bus.BucketApprovals, key, v, rev)
+		if !errors.Is(err, bus.ErrChanged) || try == ledgerTries {
+			return err == nil, err
+		}
+		m, err := r.conn.Value(ctx, bus.BucketApprovals, key)
+		if err != nil || m.Seq > 0 && r.believes(m) == nil {
+			return false, err
+		}
+		rev = m.Seq
+	}
 }
 
 // beginApprovals forgets the proposals: all are about to be told anew.
@@ -50,9 +64,9 @@ func (r *Responder) approval(m bus.Msg) {
 	case events.KeyAnswer:
 		err = r.takeAnswer(id, m)
 	case events.KeyOutcome:
-		r.mu.Lock()
-		delete(r.pending, id)
-		r.mu.Unlock()
+		if err = r.believes(m); err == nil {
+			r.drop(id)
+		}
 	}
 	if err != nil {
 		r.refuse("approval", m.Subject, err)
@@ -100,6 +114,9 @@ func (r *Responder) takeAnswer(id string, m bus.Msg) error {
 	}
 	if a.ID != id || a.Digest != p.digest {
 		return errors.New("it answers another proposal than the one that stands here")
+	}
+	if p.answer != nil && a.Time < p.answer.Time {
+		return errors.New("it is older than the answer that is known")
 	}
 	p.answer, p.who = a, party.Name
 	return nil
@@ -160,34 +177,34 @@ func (r *Responder) conclude(ctx, sending context.Context, id string, p *pending
 	switch {
 	case r.proposals.Now().UnixMilli() >= p.proposal.Expires:
 		rec.Outcome, rec.Who, rec.Reason = events.OutcomeExpired, "", short("nobody approved it in time: "+rec.Reason)
+	case answer == nil:
+		return nil // the server's clock was set back
 	case !answer.Approve:
 		rec.Outcome, rec.Reason = events.OutcomeDenied, short(answer.Reason)
 	default:
 		rec.Outcome = events.OutcomeCommanded
-		if err := r.recheck(&rec); err != nil {
-			rec.Outcome, rec.Reason = events.OutcomeDeclined, short("approved, but "+err.Error())
-		}
-	}
-	if rec.Outcome == events.OutcomeCommanded {
 		if r.place(&rec); len(rec.Firewalls) == 0 {
 			return errors.New("none of the firewalls concerned can be reached") // until its time is over
 		}
+		if err := r.resume(ctx, &rec); errors.Is(err, policy.ErrNot) {
+			rec.Outcome, rec.Reason = events.OutcomeDeclined, short("approved, but "+err.Error())
+		} else if err != nil {
+			return err
+		}
 	}
 	commands := r.commands(&rec)
-	outcome := &events.Outcome{ID: id, Outcome: rec.Outcome, Who: rec.Who, Time: rec.Time}
-	_, err := r.conn.Update(ctx, r.signer, bus.BucketApprovals, events.ProposalKey(id, events.KeyOutcome), outcome, 0)
-	if errors.Is(err, bus.ErrChanged) {
-		r.drop(id)
-		return nil // another responder was quicker
+	// First the record, then the deed. Recorded by two, it is kept once; which of them
+	// does it is decided by the outcome.
+	if err := r.record(ctx, &rec); err != nil {
+		return err
 	}
+	outcome := &events.Outcome{ID: id, Outcome: rec.Outcome, Who: rec.Who, Time: rec.Time}
+	ours, err := r.putOnce(ctx, events.ProposalKey(id, events.KeyOutcome), outcome)
 	if err != nil {
 		return err
 	}
 	r.drop(id)
-	if err := r.record(ctx, &rec); err != nil {
-		return fmt.Errorf("%s is not done, since it cannot be recorded: %w", rec.Outcome, err)
-	}
-	if rec.Outcome == events.OutcomeCommanded {
+	if ours && rec.Outcome == events.OutcomeCommanded {
 		r.sending.Go(func() { r.carryOut(sending, &rec, commands) })
 	}
 	return nil
@@ -199,16 +216,22 @@ func (r *Responder) drop(id string) {
 	r.mu.Unlock()
 }
 
-// recheck returns nil when a decision that has waited may still be carried out.
-func (r *Responder) recheck(rec *events.Decision) error {
-	d := policy.Decision{}
-	var err error
-	if d.Address, err = events.ParsePrefix(rec.Address); err != nil {
-		return err
+// resume charges a decision that has waited to the ledger, as of now. It fails with
+// policy.ErrNot when it must not be carried out any more.
+func (r *Responder) resume(ctx context.Context, rec *events.Decision) error {
+	address, err := events.ParsePrefix(rec.Address)
+	if err != nil {
+		return err // it was never in the ledger
 	}
+	d := policy.Decision{Address: address, Alert: rec.Alert, Updated: rec.Updated, Realm: rec.Realm}
 	known := policy.Known{}
 	known.Allow, known.AllowError = r.allowed(rec.Realm)
-	return r.engine.Recheck(&d, known)
+	var not error
+	err = r.changeLedger(ctx, func(l *events.Ledger) bool {
+		not = r.engine.Resume(&d, rec.Rule, l, known, r.now())
+		return not == nil
+	})
+	return errors.Join(not, err)
 }
 
 // place keeps of a decision's firewalls those that can be commanded now, and says

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/internal/policy"
@@ -81,6 +82,7 @@ func (r *Responder) commands(d *events.Decision) []*events.Command {
 			ID:   policy.CommandID(d.Alert, d.Updated, d.Address, name, d.Action),
 			Verb: events.VerbFlush, Firewall: name, Realm: d.Realm, Boot: s.health.Boot,
 			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
+			Issued:  r.clock.At(time.Now()).UnixMilli(),
 			Actor:   events.ActorResponder, Reason: d.Reason, Alert: d.Alert, Rule: d.Rule,
 			Addresses: []string{d.Address}, By: d.By, Towards: d.Towards, Unanswered: d.Unanswered,
 			Most: r.engine.Most(s.health.Table.Count, concerned, whole),
@@ -135,6 +137,9 @@ func (r *Responder) send(ctx context.Context, c *events.Command) (*events.Receip
 			return nil, fmt.Errorf("%s: %w", c.Firewall, err)
 		}
 	}
+	if receipt.ID != c.ID || receipt.Firewall != c.Firewall {
+		return nil, fmt.Errorf("%s: the answer is about command %s of %s: %w", c.Firewall, receipt.ID, receipt.Firewall, bus.ErrNoAnswer)
+	}
 	r.log.Info("receipt", "firewall", receipt.Firewall, "verb", receipt.Verb, "addresses", receipt.Addresses, "matched", receipt.Matched, "deleted", receipt.Deleted,
 		"refused", receipt.Refused, "error", receipt.Error, "ms", receipt.DurationMS)
 	if receipt.Error != "" && receipt.Deleted == 0 && receipt.BlockedUntil == nil && !refusedForGood(&receipt) {
@@ -146,9 +151,14 @@ func (r *Responder) send(ctx context.Context, c *events.Command) (*events.Receip
 // passing are the refusals that a later command may not meet.
 var passing = []string{guard.NotReady, guard.WrongBoot, guard.Expired, guard.TooFarAhead, guard.RateLimited, guard.Unread}
 
+// sparing are the refusals that say that an address is none to act upon. Others, a
+// repetition above all, do not say that nothing was done.
+var sparing = []string{conntrack.RefusedFew, conntrack.RefusedUnanswered, guard.Protected, guard.Allowlisted, guard.NotEnabled}
+
 // refused reports whether a firewall did nothing, because it would not.
 func refused(r *events.Receipt) bool {
-	return r.Deleted == 0 && r.BlockedUntil == nil && len(r.Refused) > 0
+	return r.Deleted == 0 && r.BlockedUntil == nil && len(r.Refused) > 0 &&
+		!slices.ContainsFunc(r.Refused, func(f events.Refusal) bool { return !slices.Contains(sparing, f.Reason) })
 }
 
 // refusedForGood reports whether the firewall's guard refused the whole command

@@ -97,7 +97,7 @@ func TestClocksDiffer(t *testing.T) {
 
 			// The cool-down is a minute.
 			acted := func(key string, age time.Duration) {
-				_, err := resp.changeLedger(t.Context(), func(l *events.Ledger) bool {
+				err := resp.changeLedger(t.Context(), func(l *events.Ledger) bool {
 					l.Acts = append(l.Acts, events.Acted{Realm: events.RealmDefault, Address: key, Alert: "another", At: ago(age).UnixMilli(), Until: ago(age - time.Minute).UnixMilli()})
 					return true
 				})

@@ -162,12 +162,32 @@ var decisionSubject = events.AuditSubject(events.ActorResponder, events.VerbDeci
 // record keeps a decision. Recorded twice, by whomever, it is kept once.
 func (r *Responder) record(ctx context.Context, d *events.Decision) error {
 	id := fmt.Sprintf("decision:%s:%s", d.ID, d.Outcome)
-	if err := r.conn.PublishMessage(ctx, decisionSubject, id, d); err != nil {
+	again, err := r.conn.PublishOnce(ctx, decisionSubject, id, d)
+	if err == nil && again {
+		err = r.confirm(ctx, d)
+	}
+	if err != nil {
 		return err
 	}
 	r.decisions.WithLabelValues(d.Outcome).Inc()
 	r.log.Info("decision", "alert", d.Alert, "rule", d.Rule, "address", d.Address, "mode", d.Mode, "outcome", d.Outcome, "firewalls", d.Firewalls, "reason", d.Reason)
 	return nil
+}
+
+// confirm makes sure of a record that the stream says it has had. Ids are known to
+// whoever reads alerts, and the stream's dedupe does not ask on which subject: any
+// other message with this id would have kept the record out.
+func (r *Responder) confirm(ctx context.Context, d *events.Decision) error {
+	found := false
+	since := r.now().Add(-5 * time.Minute) // longer than the stream remembers ids
+	err := r.conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: since, Filter: decisionSubject}, func(m bus.Msg) {
+		var had events.Decision
+		found = found || events.Unmarshal(m.Data, &had) == nil && had.ID == d.ID && had.Outcome == d.Outcome
+	})
+	if err != nil || found {
+		return err
+	}
+	return r.conn.PublishMessage(ctx, decisionSubject, "", d)
 }
 
 // maxReason keeps a record's text within what messages may hold.

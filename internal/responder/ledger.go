@@ -19,7 +19,7 @@ import (
 // which could not verify it.
 func (r *Responder) ledgerKey() string {
 	if r.signer == nil && !r.trust.Open() {
-		return events.KeyLedger + "-unsigned"
+		return events.KeyUnsigned
 	}
 	return events.KeyLedger
 }
@@ -41,47 +41,118 @@ func (r *Responder) believes(m bus.Msg) error {
 func (r *Responder) readLedger(ctx context.Context) (*events.Ledger, uint64, error) {
 	l := &events.Ledger{}
 	m, err := r.conn.Value(ctx, bus.BucketGuard, r.ledgerKey())
-	if err != nil || m.Seq == 0 {
-		return l, 0, err
+	if err != nil {
+		return nil, 0, err
 	}
-	err = r.believes(m)
-	if err == nil {
+	if m.Seq > 0 {
+		err = r.believes(m)
+	}
+	if err == nil && m.Seq > 0 {
 		err = events.Unmarshal(m.Data, l)
 	}
-	if err != nil {
-		*l = events.Ledger{Circuit: events.Circuit{Open: true, Since: m.Time.UnixMilli(), Why: "the ledger cannot be believed: " + err.Error()}}
+	if err == nil && l.Serial < r.serial {
+		err = fmt.Errorf("it is older than what is known, change %d after %d", l.Serial, r.serial)
 	}
+	if err != nil {
+		since := m.Time
+		if m.Seq == 0 {
+			since = r.now() // it was taken away
+		}
+		*l = events.Ledger{Serial: r.serial, Circuit: events.Circuit{Open: true, Since: since.UnixMilli(), Why: "the ledger cannot be believed: " + err.Error()}}
+	}
+	r.serial = max(r.serial, l.Serial)
 	return l, m.Seq, nil
+}
+
+// readOrder returns what an operator said of the circuit last, and who it was; nil
+// where nobody did who may.
+func (r *Responder) readOrder(ctx context.Context) (*events.CircuitOrder, string, error) {
+	m, err := r.conn.Value(ctx, bus.BucketGuard, events.KeyCircuit)
+	if err != nil || m.Seq == 0 {
+		return nil, "", err
+	}
+	o := &events.CircuitOrder{}
+	party, err := r.trust.Verify(m.Seal, seal.VerbGuard, m.Subject, m.Data)
+	if err == nil {
+		err = events.Unmarshal(m.Data, o)
+	}
+	if err != nil {
+		r.refuse("circuit order", m.Subject, err)
+		return nil, "", nil
+	}
+	return o, party.Name, nil
+}
+
+// obey does what an operator says of the circuit, unless something has happened to
+// it since, and reports whether that changed anything.
+func obey(l *events.Ledger, o *events.CircuitOrder, who string) bool {
+	if o == nil || o.Open == l.Circuit.Open || o.Time <= l.Circuit.Since {
+		return false
+	}
+	l.Circuit = events.Circuit{Open: o.Open, Since: o.Time, Why: o.Reason, Who: who}
+	return true
 }
 
 // ledgerTries bounds how often a change is tried that others are quicker with.
 const ledgerTries = 20
 
-// changeLedger applies a change to the ledger and keeps it, when change says that
-// there is one, before anybody else changes it. change may be called several times.
-func (r *Responder) changeLedger(ctx context.Context, change func(*events.Ledger) bool) (*events.Ledger, error) {
+// changeLedger applies what an operator says of the circuit to the ledger, then a
+// change, and keeps it before anybody else changes it, when there is something to
+// keep. change may be called several times.
+func (r *Responder) changeLedger(ctx context.Context, change func(*events.Ledger) bool) error {
 	r.ledgerMu.Lock()
 	defer r.ledgerMu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	order, who, err := r.readOrder(ctx)
+	if err != nil {
+		return err
+	}
 	for try := 0; ; try++ {
 		l, rev, err := r.readLedger(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if !change(l) {
-			r.showCircuit(l.Circuit)
-			return l, nil
+		obeyed := obey(l, order, who)
+		ordered := l.Circuit
+		changed := change(l)
+		if obeyed || changed {
+			l.Serial++
+			_, err = r.conn.Update(ctx, r.signer, bus.BucketGuard, r.ledgerKey(), l, rev)
+			if errors.Is(err, bus.ErrChanged) && try < ledgerTries {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("keep the ledger: %w", err)
+			}
+			r.serial = max(r.serial, l.Serial)
 		}
-		_, err = r.conn.Update(ctx, r.signer, bus.BucketGuard, r.ledgerKey(), l, rev)
-		if err == nil {
-			r.showCircuit(l.Circuit)
-			return l, nil
+		if obeyed {
+			r.announce(ctx, ordered)
 		}
-		if !errors.Is(err, bus.ErrChanged) || try == ledgerTries {
-			return nil, fmt.Errorf("keep the ledger: %w", err)
+		if l.Circuit != ordered {
+			r.announce(ctx, l.Circuit)
 		}
+		r.showCircuit(l.Circuit)
+		return nil
 	}
+}
+
+// announce makes it known that the circuit was opened or closed.
+func (r *Responder) announce(ctx context.Context, c events.Circuit) {
+	what := "closed"
+	if c.Open {
+		what = "opened"
+	}
+	a := &events.Act{Verb: events.VerbCircuit, What: what, Who: c.Who, Reason: c.Why, Time: c.Since}
+	switch {
+	case c.Open && c.Who == "":
+		r.log.Error("the circuit is open: nothing is done until it is closed", "why", c.Why, "remedy", "ctfleet guard close")
+		a.What, a.Reason = "opened: "+c.Why, ""
+	default:
+		r.log.Warn("the circuit was "+what, "who", c.Who, "reason", c.Why)
+	}
+	r.act(ctx, a)
 }
 
 // settle charges decisions to the ledger. Nothing may be done about them before
@@ -91,24 +162,18 @@ func (r *Responder) settle(ctx context.Context, ds []policy.Decision) error {
 		return nil
 	}
 	var settled []policy.Decision
-	opened := false
-	l, err := r.changeLedger(ctx, func(l *events.Ledger) (changed bool) {
+	err := r.changeLedger(ctx, func(l *events.Ledger) (changed bool) {
 		settled = slices.Clone(ds)
-		was, now := l.Circuit.Open, r.now()
+		now := r.now()
 		for i := range settled {
 			changed = r.engine.Charge(&settled[i], l, now) || changed
 		}
-		opened = l.Circuit.Open && !was
 		return changed
 	})
 	if err != nil {
 		return err
 	}
 	copy(ds, settled)
-	if opened {
-		r.log.Error("the circuit is open: nothing is done until it is closed", "why", l.Circuit.Why, "remedy", "ctfleet guard close")
-		r.act(ctx, &events.Act{Verb: events.VerbCircuit, What: "opened: " + l.Circuit.Why, Time: l.Circuit.Since})
-	}
 	return nil
 }
 
@@ -118,10 +183,9 @@ func (r *Responder) undo(ctx context.Context, d *events.Decision, how func(l *ev
 	if err != nil {
 		return nil //nolint:nilerr // without an address it was never in the ledger
 	}
-	_, err = r.changeLedger(ctx, func(l *events.Ledger) bool {
+	return r.changeLedger(ctx, func(l *events.Ledger) bool {
 		return how(l, d.Realm, address, d.Alert, d.Updated)
 	})
-	return err
 }
 
 // showCircuit tells the metrics.
@@ -135,47 +199,18 @@ func (r *Responder) showCircuit(c events.Circuit) {
 
 // guardValue takes a value of the bucket CT_GUARD.
 func (r *Responder) guardValue(m bus.Msg) {
-	if bus.BucketKey(bus.BucketGuard, m.Subject) != events.KeyCircuit {
-		return
-	}
-	var o events.CircuitOrder
-	err := events.Unmarshal(m.Data, &o)
-	var party seal.Party
-	if err == nil {
-		party, err = r.trust.Verify(m.Seal, seal.VerbGuard, m.Subject, m.Data)
-	}
-	if err != nil {
-		r.refuse("circuit order", m.Subject, err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := r.order(ctx, &o, party.Name); err != nil {
-		r.throttle.Warn(r.log, "cannot open or close the circuit", "error", err)
-	}
-}
-
-// order does what an operator says of the circuit, unless something has happened
-// since.
-func (r *Responder) order(ctx context.Context, o *events.CircuitOrder, who string) error {
-	done := false
-	_, err := r.changeLedger(ctx, func(l *events.Ledger) bool {
-		done = l.Circuit.Open != o.Open && o.Time > l.Circuit.Since
-		if done {
-			l.Circuit = events.Circuit{Open: o.Open, Since: o.Time, Why: o.Reason, Who: who}
+	switch bus.BucketKey(bus.BucketGuard, m.Subject) {
+	case r.ledgerKey():
+		var l events.Ledger
+		if r.believes(m) == nil && events.Unmarshal(m.Data, &l) == nil {
+			r.showCircuit(l.Circuit) // another responder may have opened it
 		}
-		return done
-	})
-	if err != nil || !done {
-		return err
+	case events.KeyCircuit:
+		// It is read again with the ledger; here it is in time where nothing happens.
+		if err := r.changeLedger(context.Background(), func(*events.Ledger) bool { return false }); err != nil {
+			r.throttle.Warn(r.log, "cannot open or close the circuit", "error", err)
+		}
 	}
-	what := "closed"
-	if o.Open {
-		what = "opened"
-	}
-	r.log.Warn("the circuit was "+what, "who", who, "reason", o.Reason)
-	r.act(ctx, &events.Act{Verb: events.VerbCircuit, What: what, Who: who, Reason: o.Reason, Time: o.Time})
-	return nil
 }
 
 // act records what was done that is no command. Two responders that did the same

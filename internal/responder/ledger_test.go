@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/seal"
@@ -180,6 +182,109 @@ func TestForgedLedger(t *testing.T) {
 	r.until("the command", func() bool { return len(r.commands("fw-a")) == 1 })
 }
 
+// TestReplayedLedger: an older ledger that is published again is not believed.
+func TestReplayedLedger(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.signs()
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	r.run(enforce(nil))
+	r.working()
+	subject := bus.BucketSubject(bus.BucketGuard, events.KeyLedger)
+	r.fire(alert("a1", "198.18.0.1", onFirewallA))
+	r.until("the first command", func() bool { return len(r.commands("fw-a")) == 1 })
+	old, err := r.conn.Value(t.Context(), bus.BucketGuard, events.KeyLedger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.fire(alert("a2", "198.18.0.2", onFirewallA))
+	r.until("the second command", func() bool { return len(r.commands("fw-a")) == 2 })
+	again := &nats.Msg{Subject: subject, Data: old.Data, Header: nats.Header{seal.HeaderKey: {old.Seal.Key}, seal.HeaderSignature: {old.Seal.Signature}}}
+	if _, err := r.conn.JS.PublishMsg(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	r.fire(alert("a3", "198.18.0.3", onFirewallA))
+	if d := r.decisions(3)[2]; d.Outcome != events.OutcomeSimulated || !strings.Contains(d.Reason, "older than what is known") {
+		t.Errorf("decision: %+v", d)
+	}
+}
+
+// TestRepetitionIsNoRefusal: that a firewall has carried out a command already says
+// nothing against the deed, and gives nothing back.
+func TestRepetitionIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.bootstrap()
+	done := map[string]bool{}
+	r.join(&firewall{name: "fw-a", answer: func(c *events.Command) (events.Message, error) {
+		if done[c.ID] {
+			return &events.Receipt{ID: c.ID, Firewall: "fw-a", Verb: c.Verb, Refused: []events.Refusal{{Reason: "replayed"}}, Error: "a command with this id was carried out already"}, nil
+		}
+		done[c.ID] = true
+		return &events.Receipt{ID: c.ID, Firewall: "fw-a", Verb: c.Verb, Matched: 7, Deleted: 7}, nil
+	}})
+	r.run(enforce(func(f *policy.File) { f.Budget.AddressesPerMinute = 2 }))
+	r.working()
+	for i := range 2 {
+		for range 2 {
+			r.fireMany(i, i+1)
+			r.settled(fmt.Sprint("after-", i, time.Now().UnixNano()))
+		}
+	}
+	r.until("all commands, repetitions included", func() bool { return len(r.commands("fw-a")) == 4 })
+	time.Sleep(50 * time.Millisecond) // for whatever is done about the last receipt
+	r.fireMany(7, 8)
+	if d := r.decisions(3)[2]; d.Outcome != events.OutcomeSimulated {
+		t.Errorf("the third address: %+v", d)
+	}
+}
+
+// TestStolenMessageID: a message of somebody else's that has a record's id does not
+// keep the record out of the audit.
+func TestStolenMessageID(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	r.run(enforce(nil))
+	r.working()
+	a := alert("a1", "198.18.0.1", onFirewallA)
+	id := policy.CommandID(a.ID, a.Updated, a.Key, "", policy.ActionFlush)
+	forged := &events.Receipt{ID: "x", Firewall: "fw-b", Verb: events.VerbFlush}
+	if err := r.conn.PublishMessage(t.Context(), events.AuditSubject("fw-b", events.VerbFlush), "decision:"+id+":commanded", forged); err != nil {
+		t.Fatal(err)
+	}
+	r.fire(a)
+	r.until("the command", func() bool { return len(r.commands("fw-a")) == 1 })
+	kept := 0
+	err := r.conn.Read(t.Context(), bus.StreamAudit, bus.FollowFrom{All: true, Filter: decisionSubject}, func(bus.Msg) { kept++ })
+	if err != nil || kept != 1 {
+		t.Errorf("the audit has the decision %d times, %v", kept, err)
+	}
+}
+
+// TestEmergencyStopWhileNobodyIsThere: what an operator said of the circuit while no
+// responder ran holds for the first alert.
+func TestEmergencyStopWhileNobodyIsThere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	alice, _ := r.signs()
+	r.bootstrap()
+	r.join(&firewall{name: "fw-a"})
+	stop := r.run(enforce(nil))
+	r.working()
+	stop()
+	if err := r.conn.Put(t.Context(), alice, bus.BucketGuard, events.KeyCircuit, &events.CircuitOrder{Open: true, Reason: "stop", Time: time.Now().UnixMilli()}); err != nil {
+		t.Fatal(err)
+	}
+	r.fire(alert("a1", "198.18.0.1", onFirewallA))
+	r.run(enforce(nil))
+	if d := r.decisions(1)[0]; d.Outcome != events.OutcomeSimulated || !strings.Contains(d.Reason, "the circuit is open: stop") {
+		t.Errorf("decision: %+v", d)
+	}
+}
+
 // TestUnfinishedDeed: what a responder had put in the ledger when it was killed, the
 // next one finishes, and the audit has it once.
 func TestUnfinishedDeed(t *testing.T) {
@@ -192,7 +297,7 @@ func TestUnfinishedDeed(t *testing.T) {
 	dead := &events.Ledger{Acts: []events.Acted{{
 		Realm: a.Realm, Address: a.Key, Alert: a.ID, Updated: a.Updated, At: now.UnixMilli(), Until: now.Add(time.Minute).UnixMilli(),
 	}}}
-	if err := r.conn.Put(t.Context(), nil, bus.BucketGuard, events.KeyLedger+"-unsigned", dead); err != nil {
+	if err := r.conn.Put(t.Context(), nil, bus.BucketGuard, events.KeyUnsigned, dead); err != nil {
 		t.Fatal(err)
 	}
 	stop := r.run(enforce(nil))
@@ -240,7 +345,7 @@ func TestRefusalsSpendNothing(t *testing.T) {
 		r.settled(fmt.Sprint("after-", i))
 		r.until("what it spent to be given back", func() bool {
 			var l events.Ledger
-			_, err := r.conn.Get(t.Context(), bus.BucketGuard, events.KeyLedger+"-unsigned", &l)
+			_, err := r.conn.Get(t.Context(), bus.BucketGuard, events.KeyUnsigned, &l)
 			return err == nil && len(l.Acts) == i+1 && l.Acts[i].At == 0
 		})
 	}

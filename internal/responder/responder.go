@@ -100,6 +100,7 @@ type Responder struct {
 	pending   map[string]*pending  // proposals by id
 
 	ledgerMu  sync.Mutex    // one change of the ledger at a time
+	serial    uint64        // of the latest ledger that is known
 	answered  chan struct{} // something was said to a proposal
 	listening time.Time     // since when firewalls are heard
 
@@ -193,7 +194,9 @@ func (r *Responder) Run(ctx context.Context) (err error) {
 		return r.alert(ctx, sending, m)
 	})
 	defer time.AfterFunc(drainTime, cancel).Stop()
+	// Approvals first: they may begin to send.
 	stopBesides()
+	err = errors.Join(err, besides.Wait())
 	r.sending.Wait()
 	return err
 }

@@ -29,12 +29,13 @@ type rig struct {
 	mu   sync.Mutex
 	seen []string // what happened, in order: "decision …", "command …"
 	decs []events.Decision
+	once map[string]bool             // of decisions
 	cmds map[string][]events.Command // by firewall
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, cmds: map[string][]events.Command{}}
+	r := &rig{t: t, cmds: map[string][]events.Command{}, once: map[string]bool{}}
 	var err error
 	if r.server, err = bus.StartServer(bus.ServerConfig{Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
@@ -51,9 +52,15 @@ func newRig(t *testing.T) *rig {
 			return
 		}
 		r.mu.Lock()
+		defer r.mu.Unlock()
+		// A record that is made twice is seen twice on the way, and kept once.
+		key := d.ID + " " + d.Outcome
+		if r.once[key] {
+			return
+		}
+		r.once[key] = true
 		r.decs = append(r.decs, d)
 		r.seen = append(r.seen, "decision "+d.Outcome)
-		r.mu.Unlock()
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -32,11 +32,14 @@ type Command struct {
 	Boot     string `msgpack:"boot" json:"boot"` // the run of the producer that it is meant for
 	// Expires is when the command is void, in ns of the firewall's own
 	// monotonic clock (known from its health), at most 30 s ahead.
-	Expires int64  `msgpack:"expires" json:"expires"`
-	Actor   string `msgpack:"actor" json:"actor"` // responder or operator
-	Reason  string `msgpack:"reason" json:"reason"`
-	Alert   string `msgpack:"alert,omitempty" json:"alert,omitempty"` // the alert behind it
-	Rule    string `msgpack:"rule,omitempty" json:"rule,omitempty"`
+	Expires int64 `msgpack:"expires" json:"expires"`
+	// Issued is when it was made, Unix ms by the server's clock. Expires is learned
+	// from whoever says that he is the firewall; this is not.
+	Issued int64  `msgpack:"issued" json:"issued"`
+	Actor  string `msgpack:"actor" json:"actor"` // responder or operator
+	Reason string `msgpack:"reason" json:"reason"`
+	Alert  string `msgpack:"alert,omitempty" json:"alert,omitempty"` // the alert behind it
+	Rule   string `msgpack:"rule,omitempty" json:"rule,omitempty"`
 
 	// Realm is whose entries are meant: the firewall's own (also when empty),
 	// or that of one of its conntrack zones. A flush never crosses realms.

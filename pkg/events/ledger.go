@@ -4,8 +4,10 @@ import "fmt"
 
 // Keys of the bucket CT_GUARD.
 const (
-	KeyLedger  = "ledger"  // a Ledger
-	KeyCircuit = "circuit" // a CircuitOrder: what an operator said last
+	KeyLedger = "ledger" // a Ledger
+	// KeyUnsigned is the Ledger of responders without a key, which only observe.
+	KeyUnsigned = "ledger-unsigned"
+	KeyCircuit  = "circuit" // a CircuitOrder: what an operator said last
 )
 
 // MaxLedgerActs is how many addresses may have been acted upon lately at all: a
@@ -17,6 +19,7 @@ const MaxLedgerActs = 1000
 // responder that wrote it last. Times are Unix ms by the server's clock.
 type Ledger struct {
 	Head    `msgpack:",inline"`
+	Serial  uint64  `msgpack:"serial" json:"serial"` // one more with each change: an older ledger that is sent again shows
 	Acts    []Acted `msgpack:"acts,omitempty" json:"acts,omitempty"`
 	Circuit Circuit `msgpack:"circuit" json:"circuit"`
 }
