@@ -209,3 +209,53 @@ func TestKilledMidDelete(t *testing.T) {
 		t.Errorf("%d entries were left: %+v, and %d after it", left, r, entries())
 	}
 }
+
+// TestKilledResponder: a responder that is killed again and again does nothing twice,
+// and leaves one record of each thing that it did.
+func TestKilledResponder(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a")
+	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 60, seconds: 60}\n"))
+	f.producer("fw-a", "--allow-flush")
+	policy := "mode: enforce\nbudget: {addresses_per_minute: 100}\npolicies: [{rule: flood, unanswered: delete}]\n"
+	const kills, each = 4, 3
+	for i := range kills {
+		r := f.responder(policy)
+		for j := range each {
+			f.flood("fw-a", fmt.Sprintf("198.18.%d.%d", 10+i, 1+j), 0, 60)
+		}
+		time.Sleep(time.Duration(10+40*i) * time.Millisecond) // somewhere between the alerts and the receipts
+		if err := r.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-r.ended
+	}
+	f.responder(policy)
+	until(t, "all to be gone", func() bool { n, err := f.lab.Firewall("fw-a").Entries(); return err == nil && n == 0 })
+	time.Sleep(time.Second) // for whatever would be done twice
+	commanded, deleting := map[string]int{}, map[string]int{}
+	for _, e := range parse[struct{ Entries []auditEntry }](t, f.run(t, "ctfleet", "audit", "list", "-o", "json").stdout).Entries {
+		switch {
+		case e.Decision != nil && e.Decision.Outcome == events.OutcomeCommanded:
+			commanded[e.Decision.Address+" "+e.Decision.ID]++
+		case e.Receipt != nil && e.Verb == events.VerbFlush && e.Receipt.Deleted > 0:
+			deleting[e.Receipt.Addresses[0]]++
+			if e.Receipt.Deleted != 60 {
+				t.Errorf("receipt: %+v", e.Receipt)
+			}
+		}
+	}
+	for what, n := range commanded {
+		if n != 1 {
+			t.Errorf("%s was recorded %d times", what, n)
+		}
+	}
+	for address, n := range deleting {
+		if n != 1 {
+			t.Errorf("%s was flushed %d times", address, n)
+		}
+	}
+	if len(deleting) != kills*each || len(commanded) < kills*each {
+		t.Errorf("%d addresses were flushed, %d decisions recorded, want %d", len(deleting), len(commanded), kills*each)
+	}
+}

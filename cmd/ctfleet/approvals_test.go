@@ -65,8 +65,14 @@ budget: {addresses_per_minute: 2}
 	until(t, "the circuit to open", func() bool { return f.run(t, "ctfleet", "guard").code == 3 })
 	do(3, "by a responder: the budget of 2 addresses a minute is spent", "guard", "status")
 	do(3, `"open":true`, "guard", "status", "-o", "json")
+	until(t, "the alarm", func() bool {
+		return strings.Contains(f.run(t, "ctfleet", "alerts").stdout, "circuit-open")
+	})
 	do(0, "the circuit is closed", "guard", "close", "--reason", "looked")
 	do(0, "by operator: looked", "guard", "status")
+	until(t, "the alarm to end", func() bool {
+		return !strings.Contains(f.run(t, "ctfleet", "alerts").stdout, "circuit-open")
+	})
 	do(0, "the circuit is open", "guard", "open")
 	if n, err := f.lab.Firewall("fw-a").Entries(); err != nil || n != 200 {
 		t.Errorf("%d entries, %v: want those of the address that was denied, and of the one over the budget", n, err)

@@ -61,6 +61,7 @@ type Aggregator struct {
 	outbox *bus.Outbox // alerts on their way
 	allow  *allowlist.Live
 	mirror *bus.Mirror // of the bucket behind allow
+	guard  *bus.Mirror // of CT_GUARD
 
 	windows []time.Duration
 	levels  []int // the rule of each of the counter's levels
@@ -78,6 +79,7 @@ type Aggregator struct {
 	lag      uint64        // stream messages that had not been sent to us when the last was
 	behind   time.Duration // how long after the server stamped it the last one was counted
 	clock    bus.Clock     // the server's
+	circuit  events.Circuit
 	pacer    pacer
 	decoder  events.Decoder
 	batch    events.Batch
@@ -136,6 +138,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	everybody, _ := seal.OpenTrust(seal.TrustNone) // alerts are marked; who acts upon them verifies
 	a.allow = allowlist.NewLive(everybody)
 	a.mirror = a.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: a.allow.Begin, Put: a.allowEntry, Done: a.allow.Done})
+	a.guard = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: a.guardValue, Done: func() {}})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
@@ -192,6 +195,7 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
 	g.Go(func() error { return a.mirror.Run(ctx) })
+	g.Go(func() error { return a.guard.Run(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
 	return g.Wait()

@@ -3,6 +3,7 @@ package aggregator
 import (
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -16,6 +17,7 @@ const (
 	metricLost         = "lost"
 	metricSilent       = "silent_seconds"
 	metricRivals       = "producers"
+	metricCircuit      = "circuit" // of the responders, not of a firewall
 )
 
 // alarms are always judged, by the same engine as the rules.
@@ -29,6 +31,7 @@ var alarms = []rule.Rule{
 	alarm("events-lost", metricLost, 1, rule.Warning),
 	alarm("firewall-silent", metricSilent, silentAfter.Seconds(), rule.Critical),
 	alarm("two-producers", metricRivals, 2, rule.Critical),
+	alarm("circuit-open", metricCircuit, 1, rule.Critical),
 }
 
 func alarm(name, metric string, threshold float64, severity string) rule.Rule {
@@ -78,8 +81,42 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 	}
 }
 
+// guardValue takes a value of the bucket CT_GUARD: whether the circuit is open is
+// known to the responders, who may not raise alarms.
+func (a *Aggregator) guardValue(m bus.Msg) {
+	if bus.BucketKey(bus.BucketGuard, m.Subject) != events.KeyLedger {
+		return
+	}
+	var l events.Ledger
+	if err := events.Unmarshal(m.Data, &l); err != nil {
+		a.refuse("ledger", m.Subject, err)
+		return
+	}
+	a.mu.Lock()
+	a.circuit = l.Circuit
+	a.mu.Unlock()
+}
+
+// judgeCircuit raises the alarm while the circuit is open.
+func (a *Aggregator) judgeCircuit() {
+	if !a.circuit.Open {
+		return
+	}
+	for i := range a.engine.Rules() {
+		if a.engine.Rules()[i].Metric == metricCircuit {
+			a.publish(a.engine.Observe(i, rule.Subject{Realm: events.RealmDefault}, 1, a.counter.Now()))
+		}
+	}
+}
+
 // fleetValue is the value of a table rule for the engine's ticks.
 func (a *Aggregator) fleetValue(r *rule.Rule, s rule.Subject) (float64, bool) {
+	if r.Metric == metricCircuit {
+		if a.circuit.Open {
+			return 1, true
+		}
+		return 0, true
+	}
 	f := a.fleet[s.Firewall]
 	if f == nil {
 		return 0, false

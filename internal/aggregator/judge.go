@@ -82,6 +82,7 @@ func (a *Aggregator) tick(now time.Time) {
 	if now.Sub(a.judged) >= time.Second {
 		a.judged = now
 		a.judgeFleet(now)
+		a.judgeCircuit()
 	}
 	a.publish(a.engine.Tick(a.counter.Now(), a.value))
 }

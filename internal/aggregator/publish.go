@@ -150,6 +150,8 @@ func text(a *events.Alert) string {
 		s = fmt.Sprintf("silent for %.0f s", a.Value)
 	case metricLost:
 		s = fmt.Sprintf("%s events were lost within %d s", number(a.Value), historySeconds)
+	case metricCircuit:
+		return circuitText(a)
 	case metricRivals:
 		s = "two producers use this name"
 	case metricDrop, metricEarlyDrop, metricInsertFailed:
@@ -172,6 +174,15 @@ func text(a *events.Alert) string {
 		s += ", events were lost: it may be more"
 	}
 	return s
+}
+
+// circuitText is all there is to say about the circuit: it has neither a place nor
+// a threshold. Why it is open is in the audit.
+func circuitText(a *events.Alert) string {
+	if a.State == events.Resolved {
+		return a.Rule + ": the circuit is closed, policies act as their modes say"
+	}
+	return a.Rule + ": the circuit is open, policies only observe until ctfleet guard close"
 }
 
 // alertSubject is where an alert is published.

@@ -132,6 +132,9 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 	if r.trust == nil {
 		r.trust, _ = seal.OpenTrust("") // nobody; reads nothing
 	}
+	if r.signer != nil && !r.trust.Open() && r.trust.Len() == 0 {
+		r.log.Warn("nobody is trusted: approvals and orders about the circuit are ignored, and every live allowlist entry lists its prefix whatever it says", "remedy", "--trust FILE")
+	}
 	cfg := deps.Bus
 	cfg.Role, cfg.Patient, cfg.Log = "responder", true, deps.Log
 	if cfg.Name == "" {
