@@ -2,6 +2,7 @@ package producer
 
 import (
 	"log/slog"
+	"math"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -66,10 +67,19 @@ func TestNothingIsAllocatedPerEvent(t *testing.T) {
 		p.countDrops()
 	}
 	receive()
-	perRun := testing.AllocsPerRun(runs, receive)
+	// The least of several: the client, which looks for its server meanwhile, allocates
+	// in this process, too.
+	least := uint64(math.MaxUint64)
+	for range runs {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		receive()
+		runtime.ReadMemStats(&after)
+		least = min(least, after.Mallocs-before.Mallocs)
+	}
 	const batches = perReceive/batchEvents + 1
-	if perRun > 4*batches {
-		t.Errorf("%v allocations for %d events in %d batches", perRun, perReceive, batches)
+	if least > 4*batches {
+		t.Errorf("%d allocations for %d events in %d batches", least, perReceive, batches)
 	}
 }
 
