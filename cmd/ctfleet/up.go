@@ -104,7 +104,11 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	r, err := responder.New(file, responder.Dependencies{Bus: inside, Signer: key, Trust: trust, Log: log, Registry: reg})
+	notifier, err := c.Responder.Notify(log, reg)
+	if err != nil {
+		return err
+	}
+	r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: inside, Signer: key, Trust: trust, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,11 @@ func main() {
 			return err
 		}
 		reg := prometheus.NewRegistry()
-		r, err := responder.New(file, responder.Dependencies{Bus: bus.Config{Flags: f.Flags}, Signer: signer, Trust: trust, Log: log, Registry: reg})
+		notifier, err := f.Notify(log, reg)
+		if err != nil {
+			return err
+		}
+		r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: bus.Config{Flags: f.Flags}, Signer: signer, Trust: trust, Log: log, Registry: reg})
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/notify"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -24,8 +25,11 @@ import (
 
 // Options are what an operator sets; the flags of cmd/responder.
 type Options struct {
-	Policy  string `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts. Without it the responder only observes."`
-	SignKey string `type:"path" placeholder:"FILE" help:"Seed of the nkey that commands are signed with. Firewalls refuse unsigned ones, unless they run with --trust none."`
+	Policy       string        `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts. Without it the responder only observes."`
+	Alertmanager string        `placeholder:"URL" help:"Tell this Alertmanager of alerts that fire and resolve, such as http://127.0.0.1:9093."`
+	Webhook      string        `placeholder:"URL" help:"Post alerts that fire and resolve to this URL, as JSON."`
+	NotifyEvery  time.Duration `default:"1m" placeholder:"DURATION" help:"How often they are told again of what fires, with a heartbeat (${default})."`
+	SignKey      string        `type:"path" placeholder:"FILE" help:"Seed of the nkey that commands are signed with. Firewalls refuse unsigned ones, unless they run with --trust none."`
 }
 
 // Signer reads the key of --sign-key; nil where there is none.
@@ -40,6 +44,14 @@ func (o *Options) Signer() (*seal.Signer, error) {
 	return s, nil
 }
 
+// Notify returns who is told of alerts.
+func (o *Options) Notify(log *slog.Logger, reg *prometheus.Registry) (*notify.Notifier, error) {
+	if o.NotifyEvery < time.Second {
+		return nil, fmt.Errorf("--notify-every: %s is less than 1s", o.NotifyEvery)
+	}
+	return notify.New(notify.Config{Alertmanager: o.Alertmanager, Webhook: o.Webhook, Every: o.NotifyEvery, Log: log, Registry: reg})
+}
+
 // Load returns the policy file, or one that only observes.
 func (o *Options) Load() (policy.File, error) {
 	f := policy.Default()
@@ -52,9 +64,10 @@ func (o *Options) Load() (policy.File, error) {
 
 // Dependencies are what a responder is given by whoever runs it.
 type Dependencies struct {
-	Bus      bus.Config   // Role, Name and Patient are filled in
-	Signer   *seal.Signer // of commands; nil: they are not signed
-	Trust    *seal.Trust  // whose allowlist entries and approvals are believed
+	Bus      bus.Config       // Role, Name and Patient are filled in
+	Signer   *seal.Signer     // of commands; nil: they are not signed
+	Trust    *seal.Trust      // whose allowlist entries and approvals are believed
+	Notifier *notify.Notifier // who is told of alerts; nil: nobody
 	Log      *slog.Logger
 	Registry *prometheus.Registry // may be nil
 }
@@ -87,6 +100,7 @@ type Responder struct {
 	engine *policy.Engine
 	log    *slog.Logger
 
+	notifier  *notify.Notifier
 	allow     *allowlist.Live
 	mirror    *bus.Mirror // of the bucket behind allow
 	orders    *bus.Mirror // of CT_GUARD: what operators say of the circuit
@@ -122,7 +136,7 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	r := &Responder{
-		file: file, engine: policy.New(file), signer: deps.Signer, trust: deps.Trust, log: deps.Log, reg: deps.Registry,
+		file: file, engine: policy.New(file), signer: deps.Signer, trust: deps.Trust, notifier: deps.Notifier, log: deps.Log, reg: deps.Registry,
 		fleet: map[string]sighting{}, handled: map[string]time.Time{}, relieving: map[string]bool{}, pending: map[string]*pending{},
 		slots: make(chan struct{}, maxSending), answered: make(chan struct{}, 1),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
@@ -182,6 +196,10 @@ func (r *Responder) Run(ctx context.Context) (err error) {
 	besides.Go(func() error { return r.orders.Run(beside) })
 	besides.Go(func() error { return r.proposals.Run(beside) })
 	besides.Go(func() error { return r.approvals(beside, sending) })
+	if r.notifier != nil && !r.notifier.Idle() {
+		besides.Go(func() error { return r.notifier.Run(beside) })
+		besides.Go(func() error { return r.notify(beside) })
+	}
 	defer func() {
 		stopBesides()
 		err = errors.Join(err, besides.Wait())
