@@ -86,5 +86,8 @@ func TestAlertmanager(t *testing.T) {
 		a := active()
 		return strings.Contains(a, `"alertname":"flood"`) && strings.Contains(a, `"key":"`+attacker+`"`) && strings.Contains(a, "opened 60 flows within 3 s in the fleet")
 	})
-	until(t, "its end", func() bool { a := active(); return !strings.Contains(a, `"alertname":"flood"`) && strings.Contains(a, "heartbeat") })
+	until(t, "its end", func() bool {
+		a := active()
+		return !strings.Contains(a, `"alertname":"flood"`) && strings.Contains(a, "heartbeat")
+	})
 }
