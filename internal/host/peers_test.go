@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // TestPeers lists who is connected to which port of a namespace that has its
@@ -33,6 +34,7 @@ func TestPeers(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			addr.Flags = unix.IFA_F_NODAD // usable at once
 			if err := netlink.AddrAdd(lo, addr); err != nil {
 				return fmt.Errorf("%s: %w", s, err)
 			}
