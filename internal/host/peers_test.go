@@ -63,12 +63,19 @@ func TestPeers(t *testing.T) {
 		t.Helper()
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(client), 0))}
 		var conn net.Conn
-		err := ns.Do(func() (err error) {
+		dial := func() (err error) {
 			conn, err = d.DialContext(context.Background(), "tcp", server)
 			return err
-		})
-		if err != nil {
-			t.Fatal(err)
+		}
+		// The kernel makes the routes to new IPv6 addresses a moment later.
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			err := ns.Do(dial)
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
 		}
 		t.Cleanup(func() { conn.Close() })
 		return conn
