@@ -20,6 +20,8 @@ type Options struct {
 	Name        string            `placeholder:"NAME" help:"This firewall's name, unique in the fleet: a-z 0-9 - _ (default: the host name, dots to dashes)."`
 	Realm       string            `default:"default" help:"Where an address names one host. Sixty branches that all use 192.168.1.0/24 are sixty realms (${default})."`
 	Label       map[string]string `placeholder:"K=V" help:"Metadata shown with this firewall, such as site=lis1; may be repeated."`
+	Source      string            `enum:"kernel,xml" default:"kernel" help:"Where the events come from: kernel, this host's table; xml, what conntrack -o xml printed, in --input (${default})."`
+	Input       string            `placeholder:"FILE|-" help:"With --source xml: the file to read, - for standard input. The producer ends when it does."`
 	NetNS       string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
 	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
 	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
@@ -68,6 +70,9 @@ func (o *Options) Validate() error {
 	if _, err := o.blockSets(); err != nil {
 		return err
 	}
+	if err := o.validateSource(); err != nil {
+		return err
+	}
 	h := events.Health{Firewall: o.Name, Realm: o.Realm, Labels: o.Label}
 	if err := h.Validate(); err != nil {
 		return fmt.Errorf("--label: %w", err) // nobody would accept our health
@@ -83,7 +88,7 @@ func (o *Options) Validate() error {
 // digest identifies a configuration, so that a fleet can be checked for
 // firewalls that run with another one.
 func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.AllowBlock, o.BlockSet, o.ClearBlocks, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
+	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.Source, o.Input, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.AllowBlock, o.BlockSet, o.ClearBlocks, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
 	return hex.EncodeToString(h[:6])
 }
 
