@@ -42,6 +42,14 @@ func (*observeCmd) Help() string {
     ctfleet observe --since 15m -o raw > today.rec      a recording, for ctfleet replay`
 }
 
+func (*replayCmd) Help() string {
+	return `Runs rules over what was recorded, at full speed and without a bus, and prints what would have fired, when and why. Rules of tables are not judged: a recording does not say how full they are. The exit code is 0 whether anything fired or not.
+
+    ctfleet observe --since 15m -o raw > today.rec
+    ctfleet replay today.rec --rules new.yaml
+    ctfleet replay today.rec --rules new.yaml -o json`
+}
+
 func (*alertsCmd) Help() string {
 	return `    ctfleet alerts                          what is firing
     ctfleet alerts watch --since 1h         what fired and resolved, and what comes

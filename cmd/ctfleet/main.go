@@ -29,6 +29,7 @@ type cli struct {
 	Audit     auditCmd     `cmd:"" help:"What was decided and done."`
 	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
 	Rules     rulesCmd     `cmd:"" help:"Check a rules file."`
+	Replay    replayCmd    `cmd:"" help:"What rules would have made of a recording."`
 	Auth      authCmd      `cmd:"" help:"Keys."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`

@@ -160,6 +160,17 @@ func (o *observer) wanted(m *sent) bool {
 	return err == nil && (len(o.cmd.Firewall) == 0 || slices.Contains(o.cmd.Firewall, name))
 }
 
+// filter has the server send less, where one firewall is asked for.
+func (o *observer) filter(stream string) string {
+	switch {
+	case len(o.cmd.Firewall) != 1:
+		return ""
+	case stream == bus.StreamSnapshots:
+		return events.SnapshotsSubject(o.cmd.Firewall[0])
+	}
+	return events.EventsSubject(o.cmd.Firewall[0])
+}
+
 // past calls fn for all that the streams hold since begin, the zero time for all that
 // they keep, in the order of their time.
 func (o *observer) past(ctx context.Context, begin time.Time, fn func(*sent)) error {
@@ -169,7 +180,7 @@ func (o *observer) past(ctx context.Context, begin time.Time, fn func(*sent)) er
 		heads[i] = make(chan *sent, 64)
 		g.Go(func() error {
 			defer close(heads[i])
-			return o.conn.Read(ctx, stream, bus.FollowFrom{Time: begin, All: begin.IsZero()}, func(m bus.Msg) {
+			return o.conn.Read(ctx, stream, bus.FollowFrom{Time: begin, All: begin.IsZero(), Filter: o.filter(stream)}, func(m bus.Msg) {
 				select {
 				case heads[i] <- &sent{m, stream}:
 				case <-ctx.Done():
@@ -213,7 +224,7 @@ func (o *observer) live(ctx context.Context) error {
 	for _, stream := range o.streams {
 		last := o.seen[stream]
 		g.Go(func() error {
-			return o.conn.Follow(ctx, stream, bus.FollowFrom{Time: last.at}, func(m bus.Msg) {
+			return o.conn.Follow(ctx, stream, bus.FollowFrom{Time: last.at, Filter: o.filter(stream)}, func(m bus.Msg) {
 				if m.Seq <= last.seq && !m.Time.After(last.at) {
 					return
 				}
