@@ -227,7 +227,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	} else {
 		g.Go(func() error {
 			defer done()
-			return p.readXML(ctx)
+			return p.readInput(ctx)
 		})
 	}
 	err = g.Wait()

@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/spool"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // Where events come from.
 const (
 	sourceKernel = "kernel"
 	sourceXML    = "xml"
+	sourceReplay = "replay"
 )
 
 // kernel reports whether this producer watches a table. Any other reads a file: it
@@ -33,13 +35,17 @@ func (o *Options) source() string {
 func (o *Options) validateSource() error {
 	switch {
 	case o.kernel() && o.Input != "":
-		return errors.New("--input is nothing without --source xml")
+		return errors.New("--input is nothing without --source xml or replay")
+	case o.InputFirewall != "" && o.Source != sourceReplay:
+		return errors.New("--input-firewall is nothing without --source replay")
 	case o.kernel():
 		return nil
 	case o.Input == "":
 		return fmt.Errorf("--source %s needs --input: a file, or - for standard input", o.Source)
 	case o.AllowFlush, o.AllowBlock:
 		return fmt.Errorf("--source %s reads what was written elsewhere: there is no table for --allow-flush or --allow-block", o.Source)
+	case o.InputFirewall != "" && events.CheckFirewall(o.InputFirewall) != nil:
+		return fmt.Errorf("--input-firewall: %w", events.CheckFirewall(o.InputFirewall))
 	case o.NetNS != "":
 		return fmt.Errorf("--source %s watches no table: --netns means nothing", o.Source)
 	}
@@ -81,6 +87,14 @@ func (p *Producer) closeSource() {
 	} else {
 		p.reader.Close()
 	}
+}
+
+// readInput publishes what the input holds.
+func (p *Producer) readInput(ctx context.Context) error {
+	if p.opt.Source == sourceReplay {
+		return p.readRecording(ctx)
+	}
+	return p.readXML(ctx)
 }
 
 // watching says what is begun.

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
-	"github.com/ctfleet/ctfleet/internal/daemon"
-	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // readXML publishes what conntrack -o xml printed: events as they come, each listing
@@ -24,23 +22,8 @@ func (p *Producer) readXML(ctx context.Context) error {
 		failed <- p.scanXML(ctx, flows)
 		close(flows)
 	}()
-	f := &xmlFeed{capturer: capturer{p: p, header: events.Header{Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot}}}
-	if p.input.stored {
-		f.wait = ctx
-	}
-	err := f.run(ctx, flows)
-	if ctx.Err() != nil {
-		return nil // told to stop: what was read is delivered as far as the bus takes it
-	}
-	if err == nil {
-		err = <-failed
-	}
-	if err == nil {
-		err = f.end()
-	}
-	p.log.Info("the input has ended", "events", f.events, "listed", f.listed, "skipped", p.account.Undecodable.Load())
-	p.drained(ctx)
-	return err
+	f := &xmlFeed{feed: p.newFeed(ctx)}
+	return f.ended(ctx, f.run(ctx, flows), failed, f.end)
 }
 
 // scanXML reads the input into flows.
@@ -67,11 +50,8 @@ func (p *Producer) scanXML(ctx context.Context, flows chan<- conntrack.XMLFlow) 
 
 // xmlFeed is what readXML knows of its input.
 type xmlFeed struct {
-	capturer
-
-	events, listed int
-	documents      int
-	listing        *snapshotWriter // the one that is being read
+	feed
+	documents int
 	// Of the first event that says when it was: that, and when we read it.
 	when time.Time
 	mono int64
@@ -109,17 +89,19 @@ func (f *xmlFeed) take(ctx context.Context, flow *conntrack.XMLFlow) error {
 	switch {
 	case flow.End:
 		f.documents++
-		return f.endListing(ctx)
+		return f.complete(ctx)
 	case flow.Listed:
-		return f.row(ctx, flow)
+		if f.listing == nil {
+			f.begin()
+		}
+		flow.Time = conntrack.Monotonic()
+		return f.row(ctx, &flow.Event)
 	}
 	if !f.pace(ctx, flow.When) {
 		return nil
 	}
 	flow.Time = conntrack.Monotonic()
-	f.events++
-	f.p.account.Read.Add(1)
-	f.add([]events.Event{flow.Event})
+	f.happened(flow.Event)
 	return nil
 }
 
@@ -134,43 +116,7 @@ func (f *xmlFeed) pace(ctx context.Context, when time.Time) bool {
 	if f.when.IsZero() {
 		f.when, f.mono = when, conntrack.Monotonic()
 	}
-	left := when.Sub(f.when) - time.Duration(conntrack.Monotonic()-f.mono)
-	if left <= 0 {
-		return true
-	}
-	f.flush() // nothing comes meanwhile
-	return daemon.Sleep(ctx, left)
-}
-
-// row takes a flow of a listing into the snapshot, which the first one begins.
-func (f *xmlFeed) row(ctx context.Context, flow *conntrack.XMLFlow) error {
-	p := f.p
-	if f.listing == nil {
-		f.flush() // what came before belongs to the epoch before
-		f.listing = p.beginSnapshot()
-		f.listing.stall = 0
-		p.resync.running.Store(true)
-	}
-	flow.Time = conntrack.Monotonic()
-	p.mu.Lock()
-	fresh := p.live.Existing(&flow.Event)
-	p.mu.Unlock()
-	f.listed++
-	if !fresh {
-		return nil
-	}
-	return f.listing.add(ctx, &flow.Event)
-}
-
-func (f *xmlFeed) endListing(ctx context.Context) error {
-	if f.listing == nil {
-		return nil
-	}
-	err := f.listing.end(ctx)
-	f.listing = nil
-	f.p.resync.running.Store(false)
-	f.p.resync.done.Add(1)
-	return err
+	return f.until(ctx, f.mono+int64(when.Sub(f.when)))
 }
 
 // end judges how the input ended. Half a listing must not pass for a table, nor
@@ -179,7 +125,7 @@ func (f *xmlFeed) end() error {
 	switch {
 	case f.listing != nil:
 		err := fmt.Errorf("the listing is cut off after %d flows: it is not used", f.listed)
-		return errors.Join(err, f.listing.abort(context.Background()))
+		return errors.Join(err, f.giveUp(context.Background()))
 	case f.documents+f.events+f.listed == 0:
 		return errors.New("the input has no XML of conntrack in it; conntrack -L -o xml prints nothing where the table is empty, or where it failed")
 	}

@@ -148,6 +148,7 @@ func TestXMLProducerActsOnNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer pipe.Close() // until then: what is not held is closed
 	defer end.Close()
 	r := newInputRig(t, Options{Source: "xml", Trust: "none", Input: fmt.Sprintf("/proc/self/fd/%d", pipe.Fd())})
 	ctx, cancel := context.WithCancel(t.Context())
