@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -75,5 +76,31 @@ func TestProducerReadsXML(t *testing.T) {
 	}
 	if r := c.run(t, "producer", "--check", "--source", "xml", "--input", "-"); r.code != 0 || !strings.Contains(r.stdout, "source xml from -") {
 		t.Errorf("check: %+v", r)
+	}
+}
+
+// TestProducerFeedsARecording: what was recorded of one bus is on another one, and
+// `observe` shows the same there.
+func TestProducerFeedsARecording(t *testing.T) {
+	t.Parallel()
+	c, _ := newServer(t)
+	playCaptured(t, c, "fw-a", "fw-b")
+	tape := c.run(t, "ctfleet", "observe", "--since", "1h", "-o", "raw")
+	again, _ := newServer(t)
+	again.stdin = []byte(tape.stdout)
+	if r := again.run(t, "producer", "--source", "replay", "--input", "-", "--name", "fw-c"); r.code != 1 || !strings.Contains(r.stderr, "--input-firewall says which") {
+		t.Errorf("of two firewalls: %+v", r)
+	}
+	if r := again.run(t, "producer", "--source", "replay", "--input", "-", "--name", "fw-d", "--input-firewall", "fw-b"); r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+	show := func(c call, firewall string) string {
+		r := c.run(t, "ctfleet", "observe", "--since", "1h", "--type", "new", "--type", "destroy", "--type", "existing", "--firewall", firewall)
+		lines := strings.Split(strings.ReplaceAll(clockTime.ReplaceAllString(r.stdout, ""), firewall, "fw"), "\n")
+		slices.Sort(lines) // dumps and events are on two subjects, whose order is not kept
+		return strings.Join(lines, "\n")
+	}
+	if want, got := show(c, "fw-b"), show(again, "fw-d"); got != want || strings.Count(want, "\n") != 23+12 {
+		t.Errorf("there\n%s\nhere\n%s", got, want)
 	}
 }

@@ -272,7 +272,7 @@ func (x *flowXML) finish() error {
 		switch {
 		case !t.src.IsValid() || !t.dst.IsValid() || !t.hasProto:
 			return fmt.Errorf("the %s direction is not there, or not all of it", name)
-		case t.src.Is4() != t.dst.Is4() || t.src.Is4() != o.src.Is4(), t.src.Is4() != (t.family == unix.AF_INET):
+		case t.src.Is4() != t.dst.Is4() || t.src.Is4() != o.src.Is4(), t.src.Is4() != (t.family == linuxINET):
 			return fmt.Errorf("the %s direction mixes address families", name)
 		case t.src.Zone() != "" || t.dst.Zone() != "":
 			return fmt.Errorf("an address of the %s direction has a zone", name)
@@ -355,9 +355,12 @@ func attribute(attrs []byte, name string) ([]byte, bool) {
 	return nil, false
 }
 
+// Linux's numbers, wherever the XML is read.
+const linuxINET, linuxINET6 = 2, 10
+
 // What has a number may also be known by its name alone.
 var (
-	familyNumbers   = map[string]uint64{"ipv4": unix.AF_INET, "ipv6": unix.AF_INET6}
+	familyNumbers   = map[string]uint64{"ipv4": linuxINET, "ipv6": linuxINET6}
 	protocolNumbers = map[string]uint64{
 		"icmp": unix.IPPROTO_ICMP, "igmp": unix.IPPROTO_IGMP, "ipip": unix.IPPROTO_IPIP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP,
 		"dccp": unix.IPPROTO_DCCP, "gre": unix.IPPROTO_GRE, "esp": unix.IPPROTO_ESP, "ah": unix.IPPROTO_AH, "icmpv6": unix.IPPROTO_ICMPV6,

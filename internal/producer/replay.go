@@ -60,6 +60,11 @@ type replayFeed struct {
 	decoder events.Decoder
 	batch   events.Batch
 	rows    []events.Event
+	// The recorded epoch that the events are of, its run, and whether it was begun here
+	// as well.
+	epoch uint32
+	boot  events.Boot
+	begun bool
 	// Of the first batch: its time in the stream, and ours.
 	stream, mono int64
 }
@@ -118,6 +123,9 @@ func (f *replayFeed) take(ctx context.Context, m *recording.Message) error {
 		e.Time += now - f.batch.Sent
 		f.rows = append(f.rows, e)
 	}
+	if err := f.turn(ctx); err != nil {
+		return err
+	}
 	if root == events.SubjectSnapshots {
 		return f.dump(ctx)
 	}
@@ -144,14 +152,33 @@ func (f *replayFeed) first(subject string, live bool) bool {
 	return true
 }
 
+// turn begins an epoch where one begins in the recording: with its first batch,
+// whether that is of the dump or of events meanwhile, which the dump leaves out. Of
+// the one that the recording begins within, the beginning of the dump may be to come.
+func (f *replayFeed) turn(ctx context.Context) error {
+	b := &f.batch
+	starts := b.Phase&events.SnapshotBegin != 0
+	switch {
+	case f.boot != b.Boot:
+		f.boot, f.epoch, f.begun = b.Boot, b.Epoch, false
+		if err := f.giveUp(ctx); err != nil {
+			return err
+		}
+	case b.Epoch > f.epoch:
+		f.epoch, f.begun, starts = b.Epoch, false, true
+	}
+	if starts && !f.begun && b.Epoch == f.epoch {
+		f.begin()
+		f.begun = true
+	}
+	return nil
+}
+
 // dump takes a batch of a snapshot. One whose beginning is not in the recording is of
 // no use.
 func (f *replayFeed) dump(ctx context.Context) error {
 	phase := f.batch.Phase
-	if phase&events.SnapshotBegin != 0 {
-		f.begin()
-	}
-	if f.listing == nil {
+	if f.listing == nil || f.batch.Epoch != f.epoch {
 		return nil
 	}
 	if phase&events.SnapshotAbort != 0 {

@@ -73,12 +73,13 @@ func TestReplaySource(t *testing.T) {
 	t.Parallel()
 	const whole = events.SnapshotPart | events.SnapshotBegin | events.SnapshotEnd
 	tp := newTape(t)
-	tp.add(events.Header{Firewall: "fw-x", Seq: 9, Phase: events.SnapshotPart | events.SnapshotEnd}, 0, 0, events.Existing, 500, 7) // its beginning is missing
-	tp.add(events.Header{Firewall: "fw-x", Seq: 4, Total: 900, Lost: 50}, 0, 0, events.New, 0, 10)
+	tp.add(events.Header{Firewall: "fw-x", Seq: 9, Epoch: 1, Phase: events.SnapshotPart | events.SnapshotEnd}, 0, 0, events.Existing, 500, 7) // its beginning is missing
+	tp.add(events.Header{Firewall: "fw-x", Seq: 4, Epoch: 1, Total: 900, Lost: 50}, 0, 0, events.New, 0, 10)
 	tp.add(events.Header{Firewall: "fw-y", Seq: 1}, 0, 0, events.New, 0, 99)
-	tp.add(events.Header{Firewall: "fw-x", Seq: 10, Phase: whole}, 100*time.Millisecond, 0, events.Existing, 5, 25) // five more are held already
-	tp.add(events.Header{Firewall: "fw-x", Seq: 4, Total: 900, Lost: 50}, 200*time.Millisecond, 0, events.New, 0, 10)
-	tp.add(events.Header{Firewall: "fw-x", Seq: 6, Total: 913, Lost: 54}, time.Second, 900*time.Millisecond, events.Destroy, 0, 8)
+	tp.add(events.Header{Firewall: "fw-x", Seq: 5, Epoch: 2, Total: 910, Lost: 50}, 50*time.Millisecond, 0, events.New, 600, 4) // of the epoch whose dump is to come
+	tp.add(events.Header{Firewall: "fw-x", Seq: 10, Epoch: 2, Phase: whole}, 100*time.Millisecond, 0, events.Existing, 5, 25)   // five more are held already
+	tp.add(events.Header{Firewall: "fw-x", Seq: 4, Epoch: 1, Total: 900, Lost: 50}, 200*time.Millisecond, 0, events.New, 0, 10)
+	tp.add(events.Header{Firewall: "fw-x", Seq: 7, Epoch: 2, Total: 917, Lost: 54}, time.Second, 900*time.Millisecond, events.Destroy, 0, 8)
 	r := newInputRig(t, Options{Source: "replay", InputFirewall: "fw-x", Input: tp.file(0)})
 	begin := time.Now()
 	if err := r.read(); err != nil {
@@ -87,12 +88,12 @@ func TestReplaySource(t *testing.T) {
 	if took := time.Since(begin); took < time.Second {
 		t.Errorf("a second was over after %s", took)
 	}
-	// Of the epoch that the dump began: its 25 rows, of which three end. The five flows
-	// before it ended unheld.
-	if r.new != 10 || r.gone != 8 || !r.complete[2] || r.active[2] != 22 {
+	// Of the epoch that the dump began: its 25 rows, of which three end, and four flows
+	// from before its first row. The five flows before it ended unheld.
+	if r.new != 14 || r.gone != 8 || !r.complete[2] || r.active[2] != 22+4 {
 		t.Errorf("%d new, %d gone, active %v, complete %v", r.new, r.gone, r.active, r.complete)
 	}
-	if s := r.p.Stream(); s.Events != 18 || s.LostSocket != 3+4 || s.Published != 18 {
+	if s := r.p.Stream(); s.Events != 22 || s.LostSocket != 3+4 || s.Published != 22 {
 		t.Errorf("its account: %+v", s)
 	}
 	var times []int64
