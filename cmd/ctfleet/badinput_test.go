@@ -67,7 +67,7 @@ func TestRefused(t *testing.T) {
 		{"flag", "", "producer --nmae fw-a", 2, `producer: unknown flag --nmae, did you mean "--name"?`},
 
 		{"command", "", "ctfleet flsh", 2, `ctfleet: unexpected argument flsh, did you mean "flush"?`},
-		{"no command", "", "ctfleet", 2, `ctfleet: expected one of "demo", "up", "top", "firewalls", "alerts", ...`},
+		{"no command", "", "ctfleet", 2, `ctfleet: expected one of "demo", "up", "top", "observe", "firewalls", ...`},
 		{"window", "", "ctfleet top --window soon", 2, `ctfleet: --window: "soon" is no window that is kept, these are: 10s, 60s, and those of the rules`},
 		{"empty window", "", "ctfleet top --window=", 2, `ctfleet: --window: "" is no window that is kept, these are: 10s, 60s, and those of the rules`},
 		{"window below zero", "", "ctfleet top --window=-10s", 2, `ctfleet: --window: "-10s" is no window that is kept, these are: 10s, 60s, and those of the rules`},

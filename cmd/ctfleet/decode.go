@@ -104,15 +104,20 @@ func readable(b *events.Batch) *decodedBatch {
 		Sent: b.Sent, Clean: b.Clean, Total: b.Total, Lost: b.Lost, After: b.After, Events: []decodedEvent{}}
 	var e events.Event
 	for r := b.Events(); r.Next(&e); {
-		d := decodedEvent{Type: e.Type.String(), Flags: e.Flags, Time: e.Time, Proto: e.Proto, Src: e.Src().String(), Dst: e.Dst().String(),
-			SrcPort: e.Orig.SrcPort, DstPort: e.Orig.DstPort, ID: e.ID, Status: e.Status, Zone: e.Zone}
-		if e.NAT {
-			d.Reply = &decodedReply{e.Reply.Src.Netip(e.IPv6).String(), e.Reply.Dst.Netip(e.IPv6).String(), e.Reply.SrcPort, e.Reply.DstPort}
-		}
-		if e.HasCounters {
-			d.Counters = &e.Counters
-		}
-		out.Events = append(out.Events, d)
+		out.Events = append(out.Events, decodedOf(&e))
 	}
 	return out
+}
+
+func decodedOf(e *events.Event) decodedEvent {
+	d := decodedEvent{Type: e.Type.String(), Flags: e.Flags, Time: e.Time, Proto: e.Proto, Src: e.Src().String(), Dst: e.Dst().String(),
+		SrcPort: e.Orig.SrcPort, DstPort: e.Orig.DstPort, ID: e.ID, Status: e.Status, Zone: e.Zone}
+	if e.NAT {
+		d.Reply = &decodedReply{e.Reply.Src.Netip(e.IPv6).String(), e.Reply.Dst.Netip(e.IPv6).String(), e.Reply.SrcPort, e.Reply.DstPort}
+	}
+	if e.HasCounters {
+		counters := e.Counters // e is reused
+		d.Counters = &counters
+	}
+	return d
 }

@@ -167,3 +167,21 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestDecodeCounters: each event of a batch has its own.
+func TestDecodeCounters(t *testing.T) {
+	var w events.BatchWriter
+	for n := range uint64(2) {
+		e := events.Event{Type: events.Destroy, Proto: 6, HasCounters: true, Counters: events.Counters{OrigPackets: n + 1}}
+		if err := w.Append(&e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := w.Encode(&events.Header{Firewall: "fw-a", Realm: events.RealmDefault, Seq: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := decoded(t, data); err != nil || !strings.Contains(text, `"OrigPackets":1,`) || !strings.Contains(text, `"OrigPackets":2,`) {
+		t.Errorf("%s, %v", text, err)
+	}
+}

@@ -36,7 +36,11 @@ func (c *firewallsListCmd) Run(ctx context.Context) error {
 				active = "~" + active
 			}
 		}
-		t.add(f.Firewall, f.Realm, f.State, time.Duration(f.AgeMS)*time.Millisecond, fmt.Sprintf("%d/%d (%.1f%%)", f.Table.Count, f.Table.Limit, f.Table.Percent),
+		table := "unknown"
+		if f.Source == "" {
+			table = fmt.Sprintf("%d/%d (%.1f%%)", f.Table.Count, f.Table.Limit, f.Table.Percent)
+		}
+		t.add(f.Firewall, f.Realm, f.State, time.Duration(f.AgeMS)*time.Millisecond, table,
 			active, fmt.Sprintf("%.0f", f.EventsPerS), f.Lost, f.Missing, f.Version, remarks(f))
 	}
 	return t.flush()
@@ -44,6 +48,9 @@ func (c *firewallsListCmd) Run(ctx context.Context) error {
 
 func remarks(f *events.FirewallStatus) string {
 	s := ""
+	if f.Source != "" {
+		s = "source-" + f.Source + " "
+	}
 	if f.AllowFlush {
 		s += "flush "
 	}
@@ -83,8 +90,12 @@ func (c *firewallsInspectCmd) Run(ctx context.Context) error {
 		t.add("version", f.Version)
 		t.add("boot", f.Boot)
 		t.add("started", time.UnixMilli(f.Started).Format(time.DateTime))
-		t.add("table", fmt.Sprintf("%d of %d (%.1f%%), %d buckets", f.Table.Count, f.Table.Limit, f.Table.Percent, f.Table.Buckets))
-		t.add("kernel", fmt.Sprintf("drop %d, early_drop %d, insert_failed %d, invalid %d", f.Kernel.Drop, f.Kernel.EarlyDrop, f.Kernel.InsertFailed, f.Kernel.Invalid))
+		if f.Source == "" {
+			t.add("table", fmt.Sprintf("%d of %d (%.1f%%), %d buckets", f.Table.Count, f.Table.Limit, f.Table.Percent, f.Table.Buckets))
+			t.add("kernel", fmt.Sprintf("drop %d, early_drop %d, insert_failed %d, invalid %d", f.Kernel.Drop, f.Kernel.EarlyDrop, f.Kernel.InsertFailed, f.Kernel.Invalid))
+		} else {
+			t.add("source", f.Source)
+		}
 		t.add("events", fmt.Sprintf("%d read, %d published, %d counted at the centre", s.Events, s.Published, f.Events))
 		t.add("lost", fmt.Sprintf("%d in the socket, %d in the ring, %d at the bus, %d undecodable, %d missing at the centre", s.LostSocket, s.LostRing, s.LostBus, s.Undecodable, f.Missing))
 		t.add("socket", fmt.Sprintf("%d of %d KiB used", s.BufferUsed>>10, s.Buffer>>10))

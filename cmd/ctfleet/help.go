@@ -33,6 +33,23 @@ func (*topCmd) Help() string {
     ctfleet top --once -o json                      for scripts`
 }
 
+func (*observeCmd) Help() string {
+	return `Each event once, a line each, by the clock of the bus. What is missing, and that more comes than can be printed, is said on standard error. Ctrl-C ends it.
+
+    ctfleet observe --ip 203.0.113.7                    live
+    ctfleet observe --since 5m --to-ip 198.51.100.0/24 --protocol tcp --port 22
+    ctfleet observe --last 100 --type destroy -o json
+    ctfleet observe --since 15m -o raw > today.rec      a recording, for ctfleet replay`
+}
+
+func (*replayCmd) Help() string {
+	return `Runs rules over what was recorded, at full speed and without a bus, and prints what would have fired, when and why. Rules of tables are not judged: a recording does not say how full they are. The exit code is 0 whether anything fired or not.
+
+    ctfleet observe --since 15m -o raw > today.rec
+    ctfleet replay today.rec --rules new.yaml
+    ctfleet replay today.rec --rules new.yaml -o json`
+}
+
 func (*alertsCmd) Help() string {
 	return `    ctfleet alerts                          what is firing
     ctfleet alerts watch --since 1h         what fired and resolved, and what comes

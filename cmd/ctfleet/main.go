@@ -18,6 +18,7 @@ type cli struct {
 	Demo      demoCmd      `cmd:"" help:"Watch three virtual firewalls, an attack and its flush. Needs nothing but Linux."`
 	Up        upCmd        `cmd:"" help:"Watch this host: NATS, producer, aggregator and responder in one process."`
 	Top       topCmd       `cmd:"" help:"Who has the most flows."`
+	Observe   observeCmd   `cmd:"" help:"The events of the whole fleet as they come, or of the past."`
 	Firewalls firewallsCmd `cmd:"" help:"The fleet: which firewalls, how full, how fresh, what was lost."`
 	Alerts    alertsCmd    `cmd:"" help:"What is over a threshold."`
 	Flush     flushCmd     `cmd:"" help:"Delete an address's entries from the firewalls' tables, with a receipt."`
@@ -28,6 +29,7 @@ type cli struct {
 	Audit     auditCmd     `cmd:"" help:"What was decided and done."`
 	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
 	Rules     rulesCmd     `cmd:"" help:"Check a rules file."`
+	Replay    replayCmd    `cmd:"" help:"What rules would have made of a recording."`
 	Auth      authCmd      `cmd:"" help:"Keys."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`

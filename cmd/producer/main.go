@@ -19,6 +19,7 @@ const description = `Streams the connection table's NEW and DESTROY events to NA
 
     producer --check                                        what would be used, what is missing on this host
     producer --nats-url nats://nats.example:4222            watch; needs CAP_NET_ADMIN
+    ssh box conntrack -E -o xml,id | producer --source xml --input - --name box
     producer --netns blue --name fw-blue --allow-flush      another network namespace, flushes permitted
     producer --allow-flush --allow-block --trust trust.yaml flushes and blocks, by those who sign`
 
@@ -53,12 +54,16 @@ func main() {
 		if listener != nil {
 			log.Info("metrics", "url", "http://"+listener.Addr().String()+"/metrics")
 		}
+		ctx, done := context.WithCancel(ctx)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error {
 			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: p.Ready}), log)
 		})
 		g.Go(func() error { return daemon.Reloads(ctx, log, p.Reload) })
-		g.Go(func() error { return p.Run(ctx) })
+		g.Go(func() error {
+			defer done() // an input ends
+			return p.Run(ctx)
+		})
 		return g.Wait()
 	}))
 }

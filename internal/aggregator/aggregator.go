@@ -17,7 +17,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
-	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/internal/seal"
@@ -63,14 +62,10 @@ type Aggregator struct {
 	mirror *bus.Mirror // of the bucket behind allow
 	guard  *bus.Mirror // of CT_GUARD
 
-	windows []time.Duration
-	levels  []int // the rule of each of the counter's levels
-
 	intake chan message
 
-	mu       sync.Mutex // guards what follows
-	counter  *count.Counter
-	engine   *rule.Engine
+	mu sync.Mutex // guards what follows
+	core
 	fleet    map[string]*firewall
 	replay   replay
 	live     bool          // the replay has caught up: judge and publish
@@ -81,8 +76,6 @@ type Aggregator struct {
 	clock    bus.Clock     // the server's
 	circuit  events.Circuit
 	pacer    pacer
-	decoder  events.Decoder
-	batch    events.Batch
 	throttle daemon.Throttle
 
 	ready   atomic.Bool
@@ -103,28 +96,8 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
 		intake: make(chan message, 1024),
 	}
-	rules := slices.Concat(file.Rules, alarms)
 	var err error
-	if a.engine, err = rule.NewEngine(rules, file.MaxFiring); err != nil {
-		return nil, err
-	}
-	cfg := count.Config{Windows: slices.Clone(always), MaxKeys: opt.MaxKeys}
-	for i := range rules {
-		r := &rules[i]
-		if r.Track == rule.Table {
-			continue
-		}
-		level := levelOf(r)
-		if level.Window > 0 {
-			cfg.Windows = append(cfg.Windows, level.Window)
-		}
-		cfg.Levels = append(cfg.Levels, level)
-		a.levels = append(a.levels, i)
-	}
-	slices.Sort(cfg.Windows)
-	cfg.Windows = slices.Compact(cfg.Windows)
-	a.windows = cfg.Windows
-	if a.counter, err = count.New(cfg); err != nil {
+	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
 		return nil, err
 	}
 	busCfg := deps.Bus

@@ -2,6 +2,8 @@
 // judges the counts by the rules, publishes alerts and answers questions. It
 // wires the parts and holds no mechanism of its own:
 //
+//	core.go         batches → count → rule engine → alerts, without a bus
+//	replay.go       the same for a recording
 //	aggregator.go   options, life: replay, catch up, live
 //	intake.go       batches, snapshots, health → count, fleet
 //	judge.go        hot keys and ticks → rule engine → alerts

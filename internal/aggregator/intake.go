@@ -3,7 +3,6 @@ package aggregator
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -36,7 +35,7 @@ func (a *Aggregator) take(m message) {
 	defer a.mu.Unlock()
 	last := m
 	for n, more := 1, true; more && n <= groupBatches; n++ {
-		if err := a.admit(m); err != nil {
+		if err := a.admit(m.Subject, m.Data, m.Time, m.snapshot); err != nil {
 			a.refuse("batch", m.Subject, err)
 		}
 		if !m.snapshot {
@@ -65,50 +64,6 @@ func (a *Aggregator) waiting() (m message, ok bool) {
 	default:
 		return m, false
 	}
-}
-
-// spreadEvents is from how many events on a second processor is worth waking: they take about 100 µs.
-const spreadEvents = 1024
-
-// count counts what was admitted, on as many processors as there are lanes when
-// that is much. The outcome is the same.
-func (a *Aggregator) count() []count.Crossing {
-	var others sync.WaitGroup
-	for lane := 1; lane < a.counter.Lanes(); lane++ {
-		if a.counter.Queued() < spreadEvents {
-			a.counter.Run(lane)
-			continue
-		}
-		others.Go(func() { a.counter.Run(lane) })
-	}
-	a.counter.Run(0)
-	others.Wait()
-	return a.counter.Commit()
-}
-
-func (a *Aggregator) admit(m message) error {
-	root := events.SubjectEvents
-	if m.snapshot {
-		root = events.SubjectSnapshots
-	}
-	name, err := events.SubjectFirewall(m.Subject, root)
-	if err != nil {
-		return err
-	}
-	if err := a.decoder.Decode(m.Data, &a.batch); err != nil {
-		a.counter.Refuse(name)
-		return err
-	}
-	if a.batch.Firewall != name {
-		// The server enforces who may publish on a subject; a payload may claim
-		// anything.
-		a.counter.Refuse(name)
-		return fmt.Errorf("it says it is from %s", a.batch.Firewall)
-	}
-	if m.snapshot {
-		return a.counter.AdmitSnapshot(name, &a.batch, m.Time.UnixNano())
-	}
-	return a.counter.Admit(name, &a.batch, m.Time.UnixNano())
 }
 
 // refuse counts and logs a message that could not be used.

@@ -41,14 +41,10 @@ func levelOf(r *rule.Rule) count.Level {
 	return l
 }
 
-// judge tells the engine what has crossed a level. Its time is that of the batch
-// that did it, on the stream's clock: the id of an alert is made of it, and two
-// aggregators shall make the same.
+// judge publishes what follows from what has crossed a level.
 func (a *Aggregator) judge(crossed []count.Crossing) {
 	for i := range crossed {
-		c := &crossed[i]
-		subject := rule.Subject{Realm: c.Place.Realm, Firewall: c.Place.Firewall, Key: c.Key}
-		a.publish(a.engine.Observe(a.levels[c.Level], subject, float64(c.Value), c.At))
+		a.publish(a.observe(&crossed[i]))
 	}
 }
 
@@ -58,9 +54,7 @@ func (a *Aggregator) value(n int, s rule.Subject) (float64, bool) {
 	if r.Track == rule.Table {
 		return a.fleetValue(r, s)
 	}
-	l := levelOf(r)
-	v, known := a.counter.Value(l.Set, l.Scope, count.Place{Realm: s.Realm, Firewall: s.Firewall}, s.Key, r.Window())
-	return float64(v), known
+	return a.counted(r, s)
 }
 
 // vanished is how long a lag without messages is believed: what was behind may

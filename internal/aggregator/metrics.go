@@ -70,11 +70,13 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 	states := map[string]int{events.StateFresh: 0, events.StateStale: 0, events.StateSilent: 0, events.StateStopped: 0}
 	for name, f := range a.fleet {
 		states[f.state(now)]++
-		gauge(descEntries, float64(f.health.Table.Count), name)
-		gauge(descLimit, float64(f.health.Table.Limit), name)
-		counter(descDrop, f.health.Kernel.Drop, name)
-		counter(descEarlyDrop, f.health.Kernel.EarlyDrop, name)
-		counter(descInsertFail, f.health.Kernel.InsertFailed, name)
+		if f.health.Source == "" { // otherwise nothing is known of the table
+			gauge(descEntries, float64(f.health.Table.Count), name)
+			gauge(descLimit, float64(f.health.Table.Limit), name)
+			counter(descDrop, f.health.Kernel.Drop, name)
+			counter(descEarlyDrop, f.health.Kernel.EarlyDrop, name)
+			counter(descInsertFail, f.health.Kernel.InsertFailed, name)
+		}
 		gauge(descAge, now.Sub(f.seen).Seconds(), name)
 		acc, ok := a.counter.Account(name)
 		if !ok {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
-	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -56,56 +55,12 @@ func about(subject string) string {
 
 // alert describes a transition with what is known at this moment.
 func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
-	r, s := t.Rule, t.Subject
-	al := &events.Alert{
-		Head: events.Head{V: events.MessageVersion},
-		ID:   t.ID, Rule: r.Name, State: events.Firing, Severity: r.Severity, Scope: s.Scope(), Realm: s.Realm, Key: keyText(s.Key),
-		Track: r.Track, Metric: r.Metric, Value: t.Value, Count: r.Count, Seconds: r.Seconds, Peak: t.Peak,
-		Started: t.Started / 1e6, Updated: t.Updated / 1e6,
-	}
-	if t.Kind == rule.Resolved {
-		al.State = events.Resolved
-	}
-	now := time.Now()
-	al.Stale = len(a.stale(s.Realm, s.Firewall, now)) > 0
-	place := count.Place{Realm: s.Realm, Firewall: s.Firewall}
-	if r.Track == rule.Table {
-		al.Lossy = a.counter.Lossy(place, historySeconds*time.Second)
-		if s.Firewall != "" {
-			al.Firewalls = map[string]float64{s.Firewall: t.Value}
-		}
-		if r.Metric == rule.TablePercent {
-			a.describeTable(al, place)
-		}
-	} else {
-		l := levelOf(r)
-		al.Lossy = a.counter.Lossy(place, max(r.Window(), time.Second))
-		al.Firewalls = map[string]float64{}
-		for fw, n := range a.counter.Shares(l.Set, s.Realm, s.Key, r.Window()) {
-			if s.Firewall == "" || s.Firewall == fw {
-				al.Firewalls[fw] = float64(n)
-			}
-		}
-		al.Peers, al.Ports, al.SampleSize = a.counter.Sample(l.Set.Track, place, s.Key, 5)
-		window := r.Window()
-		if window == 0 {
-			window = always[0]
-		}
-		al.Unreplied = a.counter.UnrepliedShare(l.Set.Track, place, s.Key, window)
-	}
+	al, s := a.describe(t), t.Subject
+	al.Stale = len(a.stale(s.Realm, s.Firewall, time.Now())) > 0
 	if s.Key.IsValid() {
 		_, al.Allowlisted = a.allow.List(s.Realm, a.mirror.Now()).Covers(s.Key)
 	}
-	al.Text = text(al)
 	return al
-}
-
-// describeTable names the largest sources of a filling table: as many as somebody
-// who relieves it goes through.
-func (a *Aggregator) describeTable(al *events.Alert, place count.Place) {
-	for _, row := range a.counter.Top(count.Set{Track: count.BySrc, Metric: count.Active}, place, 0, 20) {
-		al.Peers = append(al.Peers, events.Share{Value: keyText(row.Key), Count: row.Value})
-	}
 }
 
 // allowEntry takes an entry of the live allowlist.

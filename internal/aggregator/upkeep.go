@@ -94,6 +94,9 @@ func (a *Aggregator) needsResync(now time.Time) (name string, flows uint64) {
 	defer a.mu.Unlock()
 	room := a.counter.Room()
 	for n, f := range a.fleet {
+		if f.health.Source != "" { // it cannot dump a table
+			continue
+		}
 		if f.state(now) != events.StateFresh || f.health.Stream.Resyncing || now.Sub(f.since) < askGrace || now.Sub(f.asked) < askPause {
 			continue
 		}

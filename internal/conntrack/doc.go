@@ -33,4 +33,9 @@
 // sends a DELETE without a tuple, which would flush the whole table, nor one
 // with a filter, which would let the kernel decide alone. See delete.go for
 // what this kernel gets wrong about filters.
+//
+// # Without a kernel
+//
+// [XMLReader] reads what the conntrack tool printed with -o xml, for boxes where
+// no daemon may run. docs/adr/0003 holds: the tool is never executed.
 package conntrack

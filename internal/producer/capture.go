@@ -108,6 +108,9 @@ type capturer struct {
 	w      events.BatchWriter
 	header events.Header
 	failed error
+	// wait: what is read can wait for room in the ring, until this ends. Nil: it
+	// cannot, and the oldest goes.
+	wait context.Context
 }
 
 // add takes events through the live set into the batch. The set is locked for
@@ -142,6 +145,12 @@ func (c *capturer) flush() {
 	data, err := c.w.Encode(&c.header)
 	if err != nil {
 		c.failed = errors.Join(c.failed, err)
+		return
+	}
+	if c.wait != nil {
+		if err := offer(c.wait, c.p.ring, data, n, 0); err != nil {
+			c.p.account.LostRing.Add(uint64(n)) // told to stop
+		}
 		return
 	}
 	if dropped := c.p.ring.Put(data, n); dropped > 0 {

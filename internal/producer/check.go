@@ -16,6 +16,10 @@ import (
 // preflight logs what an operator should know about this host and keeps it for
 // the health messages.
 func (p *Producer) preflight() {
+	if p.input != nil {
+		p.problems.Store(&[]string{p.opt.limits()})
+		return
+	}
 	granted, wanted := p.reader.Buffer()
 	var list []string
 	for _, f := range host.Preflight(gather(p.opt, p.ns, p.trust, granted, wanted)) {
@@ -65,6 +69,9 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 	if err != nil {
 		return fmt.Errorf("--trust: %w", err)
 	}
+	if !opt.kernel() {
+		return checkInput(w, opt, nats)
+	}
 	var ns *host.Namespace
 	if opt.NetNS != "" {
 		if ns, err = host.OpenNamespace(opt.NetNS); err != nil {
@@ -100,5 +107,19 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 		return ErrCheck
 	}
 	fmt.Fprintln(w, "ok")
+	return nil
+}
+
+// checkInput is Check for a producer that watches no table.
+func checkInput(w io.Writer, opt Options, nats bus.Flags) error {
+	in, err := opt.openInput()
+	if err != nil {
+		return err
+	}
+	if opt.Input != "-" {
+		in.Close()
+	}
+	fmt.Fprintf(w, "name %s, realm %s, source %s from %s, linger %s, ring %d MiB, NATS %s\nnote   %s\nok\n",
+		opt.Name, opt.Realm, opt.Source, opt.Input, opt.Linger, opt.RingBytes>>20, nats.Servers(), opt.limits())
 	return nil
 }

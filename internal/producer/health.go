@@ -20,7 +20,7 @@ func (p *Producer) healthLoop(ctx context.Context) error {
 	var drift driftWatch
 	for {
 		h := p.sendHealth(false)
-		if drift.judge(h, time.Now()) {
+		if p.input == nil && drift.judge(h, time.Now()) {
 			p.requestResync("the kernel holds fewer flows than were counted")
 		}
 		select {
@@ -45,10 +45,13 @@ func (p *Producer) health(stopping bool) *events.Health {
 	h := &events.Health{
 		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot.String(), Labels: p.opt.Label,
 		Version: daemon.ProgramVersion(), Config: p.opt.digest(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
-		Stopping: stopping, AllowFlush: p.opt.AllowFlush, AllowBlock: p.opt.AllowBlock, Stream: p.Stream(),
+		Source: p.opt.source(), Stopping: stopping, AllowFlush: p.opt.AllowFlush, AllowBlock: p.opt.AllowBlock, Stream: p.Stream(),
 	}
 	if list := p.problems.Load(); list != nil {
 		h.Problems = *list
+	}
+	if p.input != nil {
+		return h // whatever table this host has is none of ours
 	}
 	st, err := p.table.read(p.ns)
 	if err == nil {
@@ -114,10 +117,10 @@ func (t *tableState) closeConn() {
 func (p *Producer) Stream() events.StreamHealth {
 	a := &p.account
 	ring, limit, oldest := p.ring.Usage()
-	granted, _ := p.reader.Buffer()
-	used, _, err := p.reader.Pressure()
-	if err != nil {
-		used = 0 // closed
+	granted, used := 0, 0
+	if p.reader != nil {
+		granted, _ = p.reader.Buffer()
+		used, _, _ = p.reader.Pressure() // 0 when it is closed
 	}
 	p.mu.Lock()
 	epoch, held := p.epoch, p.live.Len()

@@ -17,23 +17,26 @@ import (
 
 // Options are what an operator sets; the flags of cmd/producer.
 type Options struct {
-	Name        string            `placeholder:"NAME" help:"This firewall's name, unique in the fleet: a-z 0-9 - _ (default: the host name, dots to dashes)."`
-	Realm       string            `default:"default" help:"Where an address names one host. Sixty branches that all use 192.168.1.0/24 are sixty realms (${default})."`
-	Label       map[string]string `placeholder:"K=V" help:"Metadata shown with this firewall, such as site=lis1; may be repeated."`
-	NetNS       string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
-	BufferBytes int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
-	TableLimit  uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
-	Linger      time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; at least 25ms while events keep coming, and the aggregator may ask for more (${default})."`
-	RingBytes   int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
-	AllowFlush  bool              `help:"Carry out flush commands. Without it every delete is refused."`
-	AllowBlock  bool              `help:"Carry out block commands: keep addresses in sets of nftables whose packets are dropped, each for a time. Without it every block is refused, and nftables is not touched."`
-	BlockSet    []string          `placeholder:"FAMILY/TABLE/SET" help:"Block by way of this set, such as inet/filter/blocked4, which your own rules look at; one for each address family. It needs flags timeout (default: a table of our own, inet ctfleet, with its rules)."`
-	ClearBlocks bool              `help:"End all blocks when the producer stops (default: they go on until they end)."`
-	Protect     []netip.Prefix    `placeholder:"CIDR" help:"Never flush or block these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
-	SSHPort     []uint16          `name:"ssh-port" default:"22" placeholder:"PORT" help:"Never flush or block who has a TCP connection to this port of the firewall itself, an operator's SSH session; may be repeated, 0 for nobody (${default})."`
-	MinLocal    uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before it is flushed or blocked, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
-	PerMinute   int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed or blocked within any minute, whoever asks; 0 for no limit (${default})."`
-	Trust       string            `placeholder:"FILE|none" help:"Whose signed commands to carry out: a file of public keys and what each may ask for, read again on SIGHUP; none: everybody's, unsigned. Without it every command that deletes or blocks is refused."`
+	Name          string            `placeholder:"NAME" help:"This firewall's name, unique in the fleet: a-z 0-9 - _ (default: the host name, dots to dashes)."`
+	Realm         string            `default:"default" help:"Where an address names one host. Sixty branches that all use 192.168.1.0/24 are sixty realms (${default})."`
+	Label         map[string]string `placeholder:"K=V" help:"Metadata shown with this firewall, such as site=lis1; may be repeated."`
+	Source        string            `enum:"kernel,xml,replay" default:"kernel" help:"Where the events come from: kernel, this host's table; xml, what conntrack -o xml printed, in --input; replay, a recording that ctfleet observe -o raw made, at the pace at which it happened (${default})."`
+	Input         string            `placeholder:"FILE|-" help:"With --source xml or replay: the file to read, - for standard input. The producer ends when it does."`
+	InputFirewall string            `placeholder:"NAME" help:"With --source replay: whose batches to feed, under --name (default: the recording's only firewall)."`
+	NetNS         string            `name:"netns" placeholder:"NAME|PATH" help:"Watch this network namespace instead of the process's own (needs CAP_SYS_ADMIN)."`
+	BufferBytes   int               `default:"67108864" help:"Socket buffer to ask for; an event takes 1280 bytes of it (${default})."`
+	TableLimit    uint64            `placeholder:"N" help:"The table's limit, where it is not the kernel's nf_conntrack_max."`
+	Linger        time.Duration     `default:"10ms" help:"How long an event may wait for others before its batch is sent; at least 25ms while events keep coming, and the aggregator may ask for more (${default})."`
+	RingBytes     int               `default:"67108864" help:"How much to keep while NATS is away: about 26 bytes per event in full batches, 36 in batches of 20 (${default})."`
+	AllowFlush    bool              `help:"Carry out flush commands. Without it every delete is refused."`
+	AllowBlock    bool              `help:"Carry out block commands: keep addresses in sets of nftables whose packets are dropped, each for a time. Without it every block is refused, and nftables is not touched."`
+	BlockSet      []string          `placeholder:"FAMILY/TABLE/SET" help:"Block by way of this set, such as inet/filter/blocked4, which your own rules look at; one for each address family. It needs flags timeout (default: a table of our own, inet ctfleet, with its rules)."`
+	ClearBlocks   bool              `help:"End all blocks when the producer stops (default: they go on until they end)."`
+	Protect       []netip.Prefix    `placeholder:"CIDR" help:"Never flush or block these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
+	SSHPort       []uint16          `name:"ssh-port" default:"22" placeholder:"PORT" help:"Never flush or block who has a TCP connection to this port of the firewall itself, an operator's SSH session; may be repeated, 0 for nobody (${default})."`
+	MinLocal      uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before it is flushed or blocked, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
+	PerMinute     int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed or blocked within any minute, whoever asks; 0 for no limit (${default})."`
+	Trust         string            `placeholder:"FILE|none" help:"Whose signed commands to carry out: a file of public keys and what each may ask for, read again on SIGHUP; none: everybody's, unsigned. Without it every command that deletes or blocks is refused."`
 }
 
 // Validate reports the first option that is wrong and fills in the name.
@@ -68,6 +71,9 @@ func (o *Options) Validate() error {
 	if _, err := o.blockSets(); err != nil {
 		return err
 	}
+	if err := o.validateSource(); err != nil {
+		return err
+	}
 	h := events.Health{Firewall: o.Name, Realm: o.Realm, Labels: o.Label}
 	if err := h.Validate(); err != nil {
 		return fmt.Errorf("--label: %w", err) // nobody would accept our health
@@ -83,7 +89,7 @@ func (o *Options) Validate() error {
 // digest identifies a configuration, so that a fleet can be checked for
 // firewalls that run with another one.
 func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.AllowBlock, o.BlockSet, o.ClearBlocks, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
+	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.Source, o.Input, o.InputFirewall, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.AllowBlock, o.BlockSet, o.ClearBlocks, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
 	return hex.EncodeToString(h[:6])
 }
 

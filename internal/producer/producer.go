@@ -44,7 +44,8 @@ type Producer struct {
 	boot events.Boot
 
 	conn   *bus.Conn
-	reader *conntrack.Reader
+	reader *conntrack.Reader // nil where events come from input
+	input  *input            // nil where they come from the kernel
 	guard  *guard.Guard
 	blocks *block.Blocker // nil without --allow-block
 	trust  *seal.Trust
@@ -116,11 +117,14 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	if p.blocks, err = opt.openBlocks(p.ns); err != nil {
 		return nil, err
 	}
-	reader, err := conntrack.NewReader(conntrack.ReaderConfig{Namespace: p.ns, BufferBytes: opt.BufferBytes})
-	if err != nil {
-		return nil, fmt.Errorf("watch the connection table: %w", err)
+	if p.input, err = opt.openInput(); err != nil {
+		return nil, err
 	}
-	p.reader = reader
+	if p.input == nil {
+		if p.reader, err = conntrack.NewReader(conntrack.ReaderConfig{Namespace: p.ns, BufferBytes: opt.BufferBytes}); err != nil {
+			return nil, fmt.Errorf("watch the connection table: %w", err)
+		}
+	}
 	p.preflight()
 	p.guard = guard.New(guard.Config{
 		Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Now: p.fleetNow, Allowlist: p.allowed,
@@ -136,12 +140,14 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		}
 	}
 	if p.conn, err = bus.Connect(cfg); err != nil {
-		reader.Close()
+		p.closeSource()
 		return nil, err
 	}
 	p.allow = allowlist.NewLive(p.trust)
 	p.mirror = p.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: p.allow.Begin, Put: p.allowEntry, Done: p.allow.Done})
-	p.protect()
+	if p.input == nil {
+		p.protect()
+	}
 	p.metrics.register(deps.Registry, p)
 	return p, nil
 }
@@ -163,7 +169,7 @@ func (p *Producer) Ready() error {
 	if err := p.conn.Connected(); err != nil {
 		return err
 	}
-	if !p.ready.Load() {
+	if p.input == nil && !p.ready.Load() {
 		return errors.New("the first snapshot is not complete yet")
 	}
 	return nil
@@ -172,10 +178,11 @@ func (p *Producer) Ready() error {
 // drainTime is how long a clean stop waits for the bus to acknowledge.
 const drainTime = 2 * time.Second
 
-// Run watches until ctx ends, then sends what is left and says good-bye.
+// Run watches until ctx or the input ends, then sends what is left and says
+// good-bye.
 func (p *Producer) Run(ctx context.Context) error {
 	defer p.close()
-	p.log.Info("watching the connection table", "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush, "allow_block", p.opt.AllowBlock)
+	p.log.Info(p.watching(), "realm", p.opt.Realm, "boot", p.boot.String()[:8], "allow_flush", p.opt.AllowFlush, "allow_block", p.opt.AllowBlock)
 
 	batches, err := p.pump(p.ring, events.EventsSubject(p.opt.Name), true)
 	if err != nil {
@@ -206,13 +213,22 @@ func (p *Producer) Run(ctx context.Context) error {
 	stopService = sync.OnceFunc(stopService)
 	defer stopService()
 
+	ctx, done := context.WithCancel(ctx)
+	defer done()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.capture(ctx) })
-	g.Go(func() error { return p.resyncLoop(ctx) })
 	g.Go(func() error { return p.healthLoop(ctx) })
-	g.Go(func() error { return p.protectLoop(ctx) })
-	g.Go(func() error { return p.mirror.Run(ctx) })
-	p.requestResync("start")
+	if p.input == nil {
+		g.Go(func() error { return p.capture(ctx) })
+		g.Go(func() error { return p.resyncLoop(ctx) })
+		g.Go(func() error { return p.protectLoop(ctx) })
+		g.Go(func() error { return p.mirror.Run(ctx) })
+		p.requestResync("start")
+	} else {
+		g.Go(func() error {
+			defer done()
+			return p.readInput(ctx)
+		})
+	}
 	err = g.Wait()
 
 	deadline := time.Now().Add(drainTime)
@@ -236,7 +252,7 @@ func (p *Producer) Run(ctx context.Context) error {
 func (p *Producer) close() {
 	p.end()
 	p.later.Wait()
-	p.reader.Close()
+	p.closeSource()
 	p.table.close()
 	p.conn.Close()
 	if p.opt.NetNS != "" {

@@ -102,16 +102,7 @@ func (p *Producer) snapshot(ctx context.Context) (rows int, err error) {
 	}
 	defer conn.Close()
 
-	p.mu.Lock()
-	p.epoch++
-	epoch := p.epoch
-	p.live.Begin()
-	before := p.ring.Last()
-	p.mu.Unlock()
-
-	s := &snapshotWriter{p: p, header: events.Header{
-		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: epoch, Phase: events.SnapshotPart | events.SnapshotBegin, After: before,
-	}}
+	s := p.beginSnapshot()
 	err = conn.Dump(ctx, func(some []events.Event) error {
 		p.mu.Lock()
 		some = p.live.ExistingAll(some)
@@ -125,16 +116,20 @@ func (p *Producer) snapshot(ctx context.Context) (rows int, err error) {
 		return nil
 	})
 	if err != nil {
-		// Tell consumers not to wait for the rest; if even that cannot be sent,
-		// the next epoch says so.
-		s.header.Phase |= events.SnapshotAbort
-		return rows, errors.Join(fmt.Errorf("dump: %w", err), s.send(ctx))
+		return rows, errors.Join(fmt.Errorf("dump: %w", err), s.abort(ctx))
 	}
+	return rows, s.end(ctx)
+}
+
+// beginSnapshot begins an epoch.
+func (p *Producer) beginSnapshot() *snapshotWriter {
 	p.mu.Lock()
-	p.live.End()
-	p.mu.Unlock()
-	s.header.Phase |= events.SnapshotEnd
-	return rows, s.send(ctx)
+	defer p.mu.Unlock()
+	p.epoch++
+	p.live.Begin()
+	return &snapshotWriter{p: p, stall: snapshotStall, header: events.Header{
+		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot, Epoch: p.epoch, Phase: events.SnapshotPart | events.SnapshotBegin, After: p.ring.Last(),
+	}}
 }
 
 // snapshotWriter batches a dump into the snapshot ring and waits for room
@@ -143,6 +138,23 @@ type snapshotWriter struct {
 	p      *Producer
 	w      events.BatchWriter
 	header events.Header
+	stall  time.Duration // how long to wait for the bus; 0: without end
+}
+
+// end makes the epoch the one that counts.
+func (s *snapshotWriter) end(ctx context.Context) error {
+	s.p.mu.Lock()
+	s.p.live.End()
+	s.p.mu.Unlock()
+	s.header.Phase |= events.SnapshotEnd
+	return s.send(ctx)
+}
+
+// abort tells consumers not to wait for the rest; if even that cannot be sent, the
+// next epoch says so.
+func (s *snapshotWriter) abort(ctx context.Context) error {
+	s.header.Phase |= events.SnapshotAbort
+	return s.send(ctx)
 }
 
 func (s *snapshotWriter) add(ctx context.Context, e *events.Event) error {
@@ -168,16 +180,8 @@ func (s *snapshotWriter) send(ctx context.Context) error {
 		return err
 	}
 	s.header.Phase &^= events.SnapshotBegin
-	stall := time.NewTimer(snapshotStall)
-	defer stall.Stop()
-	for !s.p.snapRing.Offer(data, n) {
-		select {
-		case <-s.p.snapRing.Room():
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-stall.C:
-			return fmt.Errorf("the bus took no snapshot for %s", snapshotStall)
-		}
+	if err := offer(ctx, s.p.snapRing, data, n, s.stall); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
 	}
 	return nil
 }

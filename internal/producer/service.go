@@ -56,6 +56,9 @@ func (p *Producer) handleResync(req bus.Request) (events.Message, error) {
 	p.mu.Lock()
 	epoch := p.epoch
 	p.mu.Unlock()
+	if p.input != nil {
+		return &events.ResyncReply{Firewall: p.opt.Name, Reason: errNoTable.Error(), Epoch: epoch}, nil
+	}
 	reason := c.Actor + " asked"
 	if c.Reason != "" {
 		reason += ": " + c.Reason
@@ -111,6 +114,10 @@ func (p *Producer) judge(req bus.Request, c *events.Command) (*events.Receipt, g
 	}
 	if s := p.sysctls.Load(); s != nil && s.TCPLoose != nil {
 		r.TCPLoose = *s.TCPLoose != 0
+	}
+	if p.input != nil { // nor is there anything that a dry run could look at
+		r.Refused, r.Error = append(r.Refused, events.Refusal{Reason: guard.NotEnabled}), errNoTable.Error()
+		return r, guard.Verdict{Reason: guard.NotEnabled}, conntrack.Match{}
 	}
 	verdict := p.guard.Identify(c, guard.Sealed{Seal: req.Seal, Subject: req.Subject, Body: req.Data})
 	r.Actor, r.Who = verdict.Actor, verdict.Who

@@ -193,24 +193,28 @@ func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil
 
 // UnmarshalYAML reads a name or a number from 1 to 255.
 func (p *Protocol) UnmarshalYAML(unmarshal func(any) error) error {
-	return scalars(unmarshal, func(s string) error {
-		for _, known := range protocols {
-			if known.name == s {
-				*p = known.number
-				return nil
-			}
-		}
-		n, err := strconv.ParseUint(s, 10, 8)
-		if err != nil || n == 0 {
-			var names []string
-			for _, known := range protocols {
-				names = append(names, known.name)
-			}
-			return fmt.Errorf("protocol must be 1 to 255, or %s, not %.60q", strings.Join(names, ", "), s)
-		}
-		*p = Protocol(n)
-		return nil
+	return scalars(unmarshal, func(s string) (err error) {
+		*p, err = ParseProtocol(s)
+		return err
 	})
+}
+
+// ParseProtocol reads a name or a number from 1 to 255.
+func ParseProtocol(s string) (Protocol, error) {
+	for _, known := range protocols {
+		if known.name == s {
+			return known.number, nil
+		}
+	}
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil || n == 0 {
+		var names []string
+		for _, known := range protocols {
+			names = append(names, known.name)
+		}
+		return 0, fmt.Errorf("protocol must be 1 to 255, or %s, not %.60q", strings.Join(names, ", "), s)
+	}
+	return Protocol(n), nil
 }
 
 // hasPorts says whether a destination port means anything. Of a protocol without a

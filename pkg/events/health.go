@@ -9,6 +9,7 @@ type Health struct {
 	Boot     string         `msgpack:"boot" json:"boot"` // hex of the batches' boot
 	Labels   ByName[string] `msgpack:"labels,omitempty" json:"labels,omitempty"`
 	Version  string         `msgpack:"version" json:"version"`
+	Source   string         `msgpack:"source,omitempty" json:"source,omitempty"`     // where the events come from if not from the kernel: Table and Kernel are nothing then
 	Config   string         `msgpack:"config" json:"config"`                         // digest of the producer's configuration
 	Sent     int64          `msgpack:"sent" json:"sent"`                             // ns, firewall's monotonic clock
 	Started  int64          `msgpack:"started" json:"started"`                       // Unix ms, firewall's wall clock
@@ -94,7 +95,7 @@ func (h *Health) Validate() error {
 	if err := checkFinite("table.percent", h.Table.Percent); err != nil {
 		return err
 	}
-	texts := [][2]string{{"boot", h.Boot}, {"version", h.Version}, {"config", h.Config}}
+	texts := [][2]string{{"boot", h.Boot}, {"version", h.Version}, {"source", h.Source}, {"config", h.Config}}
 	for k, v := range h.Labels {
 		texts = append(texts, [2]string{"label", k}, [2]string{"label", v})
 	}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/ctfleet/ctfleet/internal/rule"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+// flowFilter says which events are wanted: one of each kind of flag that is given.
+type flowFilter struct {
+	IP       []string `name:"ip" placeholder:"ADDRESS" help:"Only flows with this address or prefix on any side, before or after NAT; may be repeated."`
+	FromIP   []string `name:"from-ip" placeholder:"ADDRESS" help:"Only flows that this address or prefix opened; may be repeated."`
+	ToIP     []string `name:"to-ip" placeholder:"ADDRESS" help:"Only flows opened to this address or prefix; may be repeated."`
+	Protocol []string `placeholder:"NAME" help:"Only this protocol, by name or number; may be repeated."`
+	Port     []uint16 `placeholder:"N" help:"Only flows from or to this port, of protocols that have ports; may be repeated."`
+	Type     []string `enum:"new,destroy,existing" placeholder:"TYPE" help:"Only these: new, destroy, existing (of dumps, or inserted by a program); may be repeated."`
+	Not      bool     `help:"All but what the filters of flows say."`
+
+	ip, from, to []netip.Prefix
+	protocols    []uint8
+	types        []events.Type
+}
+
+// empty reports whether everything is wanted.
+func (f *flowFilter) empty() bool {
+	return len(f.IP)+len(f.FromIP)+len(f.ToIP)+len(f.Protocol)+len(f.Port)+len(f.Type) == 0 && !f.Not
+}
+
+// compile reads the flags.
+func (f *flowFilter) compile() error {
+	for _, list := range []struct {
+		flag string
+		in   []string
+		out  *[]netip.Prefix
+	}{{"--ip", f.IP, &f.ip}, {"--from-ip", f.FromIP, &f.from}, {"--to-ip", f.ToIP, &f.to}} {
+		for _, s := range list.in {
+			p, err := events.ParsePrefix(s)
+			if err != nil {
+				return fmt.Errorf("%s: %w", list.flag, err)
+			}
+			*list.out = append(*list.out, p)
+		}
+	}
+	for _, s := range f.Protocol {
+		p, err := rule.ParseProtocol(s)
+		if err != nil {
+			return fmt.Errorf("--protocol: %w", err)
+		}
+		f.protocols = append(f.protocols, uint8(p))
+	}
+	for _, s := range f.Type {
+		f.types = append(f.types, map[string]events.Type{"new": events.New, "destroy": events.Destroy, "existing": events.Existing}[s])
+	}
+	if f.Not && len(f.IP)+len(f.FromIP)+len(f.ToIP)+len(f.Protocol)+len(f.Port)+len(f.Type) == 0 {
+		return errors.New("--not: there is no filter that it could turn around")
+	}
+	return nil
+}
+
+// match reports whether an event is wanted.
+func (f *flowFilter) match(e *events.Event) bool { return f.all(e) != f.Not }
+
+func (f *flowFilter) all(e *events.Event) bool {
+	within := func(list []netip.Prefix, addrs ...events.Addr) bool {
+		if len(list) == 0 {
+			return true
+		}
+		for _, a := range addrs {
+			ip := a.Netip(e.IPv6)
+			if slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case len(f.types) > 0 && !slices.Contains(f.types, e.Type),
+		len(f.protocols) > 0 && !slices.Contains(f.protocols, e.Proto),
+		len(f.Port) > 0 && !(hasPorts(e.Proto) && (slices.Contains(f.Port, e.Orig.SrcPort) || slices.Contains(f.Port, e.Orig.DstPort))):
+		return false
+	}
+	return within(f.from, e.Orig.Src) && within(f.to, e.Orig.Dst) && within(f.ip, e.Orig.Src, e.Orig.Dst, e.Reply.Src, e.Reply.Dst)
+}
+
+func hasPorts(proto uint8) bool {
+	switch proto {
+	case 6, 17, 33, 132, 136:
+		return true
+	}
+	return false
+}
