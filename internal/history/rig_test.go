@@ -2,12 +2,13 @@ package history
 
 import (
 	"context"
-	"database/sql"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -73,7 +74,7 @@ func query(t testing.TB, s *Store, text string, args ...any) (out [][]string) {
 		t.Fatal(err)
 	}
 	for rows.Next() {
-		cells := make([]sql.NullString, len(cols))
+		cells := make([]any, len(cols))
 		to := make([]any, len(cols))
 		for i := range cells {
 			to[i] = &cells[i]
@@ -83,8 +84,15 @@ func query(t testing.TB, s *Store, text string, args ...any) (out [][]string) {
 		}
 		words := make([]string, len(cols))
 		for i, c := range cells {
-			if words[i] = c.String; !c.Valid {
+			switch c := c.(type) {
+			case nil:
 				words[i] = "NULL"
+			case float64: // as the sqlite3 program writes it
+				if words[i] = strconv.FormatFloat(c, 'f', -1, 64); !strings.Contains(words[i], ".") {
+					words[i] += ".0"
+				}
+			default:
+				words[i] = fmt.Sprint(c)
 			}
 		}
 		out = append(out, words)

@@ -148,7 +148,7 @@ func TestRecords(t *testing.T) {
 	}
 	check := func() {
 		t.Helper()
-		if got := query(t, s, "SELECT rule, key, lo, peak, started / 1000, resolved / 1000 FROM alerts"); len(got) != 1 || strings.Join(got[0], " ") != fmt.Sprint("new-flows 198.18.0.7 3323068423 40 ", noon, " ", noon+30) {
+		if got := query(t, s, "SELECT rule, key, lo, peak, started / 1000, resolved / 1000 FROM alerts"); len(got) != 1 || strings.Join(got[0], " ") != fmt.Sprint("new-flows 198.18.0.7 3323068423 40.0 ", noon, " ", noon+30) {
 			t.Errorf("%v", got)
 		}
 		got := query(t, s, "SELECT seq, kind, verb, key, bits, outcome, ifnull(deleted, '-') FROM audit ORDER BY seq")

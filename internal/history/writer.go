@@ -28,19 +28,20 @@ const (
 // Run writes until ctx ends, and then what still waits, for 2 s at most. A write
 // that fails is dropped and counted; it does not end Run.
 func (s *Store) Run(ctx context.Context) error {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx)) // what is being written is not given up at once
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainFor, cancel) })()
 	prune := time.NewTimer(pruneEvery)
 	defer prune.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
-			defer cancel()
-			s.writeQueued(late, 0)
+			s.writeQueued(ctx, late)
 			return nil
 		case <-s.queue.some:
-			s.writeQueued(ctx, pruneAfter)
+			s.writeQueued(ctx, late)
 		case r := <-s.records:
-			r.done <- s.writeRecords(ctx, r.records)
+			r.done <- s.writeRecords(late, r.records)
 		case <-prune.C:
 			if s.prune(ctx) {
 				prune.Reset(pruneEvery)
@@ -51,17 +52,18 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// writeQueued writes the minutes that wait, with some steps of pruning behind each.
-func (s *Store) writeQueued(ctx context.Context, steps int) {
+// writeQueued writes the minutes that wait until late ends, with some steps of
+// pruning behind each until ctx ends.
+func (s *Store) writeQueued(ctx, late context.Context) {
 	for {
 		m := s.queue.take()
 		if m == nil {
 			return
 		}
-		if err := s.writeMinute(ctx, m); err != nil {
+		if err := s.writeMinute(late, m); err != nil {
 			s.drop(m, err)
 		}
-		for n := 0; n < steps && s.prune(ctx); n++ {
+		for n := 0; n < pruneAfter && ctx.Err() == nil && s.prune(ctx); n++ {
 		}
 	}
 }
