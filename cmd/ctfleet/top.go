@@ -61,6 +61,9 @@ func (c *topCmd) Run(ctx context.Context) error {
 			}
 			return noAggregator(err)
 		}
+		if at != 0 && r.At == 0 {
+			return errors.New("the aggregator is of an older version, which answers about now: it keeps no history")
+		}
 		live := !c.Once && c.Output == "human"
 		if live && terminal(os.Stdout) {
 			fmt.Print("\x1b[H\x1b[2J")
