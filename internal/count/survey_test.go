@@ -130,7 +130,7 @@ func BenchmarkSurvey(b *testing.B) {
 		s := c.Survey(BySrc, time.Minute, 100, 20)
 		for more := true; more; {
 			began := time.Now()
-			more = s.Step(8192)
+			more = s.Step(4096)
 			steps = append(steps, time.Since(began))
 		}
 		rows = 0

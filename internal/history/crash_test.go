@@ -53,7 +53,7 @@ func writeForEver(name string) error {
 func TestKilledWhileWriting(t *testing.T) {
 	t.Parallel()
 	name := file(t)
-	kills := 25
+	kills := 20
 	if testing.Short() {
 		kills = 5
 	}

@@ -90,6 +90,7 @@ type Store struct {
 	newest      int64 // the newest minute written, Unix s
 	rows        int   // that it had
 	noted       map[Place]int64
+	walBytes    int64
 
 	written, dropped atomic.Uint64
 	throttle         daemon.Throttle
@@ -115,7 +116,7 @@ func Open(ctx context.Context, opt Options, log *slog.Logger) (*Store, error) {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("history: %w", err)
 	}
-	s := &Store{opt: opt, log: log, records: make(chan recording), noted: map[Place]int64{}}
+	s := &Store{opt: opt, log: log, records: make(chan recording), noted: map[Place]int64{}, walBytes: walBytes}
 	s.queue.init()
 	// auto_vacuum must come before the first table; 2 is incremental.
 	s.write, err = sql.Open("sqlite", opt.source(fmt.Sprintf("_txlock=immediate&_pragma=auto_vacuum(2)&_pragma=journal_mode(wal)&_pragma=synchronous(normal)"+

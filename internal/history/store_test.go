@@ -218,6 +218,81 @@ func TestQueueIsBounded(t *testing.T) {
 	}
 }
 
+// TestSlowDisk holds the file's lock, as a disk that does not answer does: Put and
+// reading go on, and nothing is lost that the queue could hold.
+func TestSlowDisk(t *testing.T) {
+	t.Parallel()
+	name := file(t)
+	s, _ := start(t, name, nil)
+	s.Put(fleetMinute(noon, 2, 10))
+	until(t, "the first minute", func() bool { return s.Stats().Rows > 0 })
+	other := open(t, name, nil)
+	defer other.Close()
+	tx, err := other.write.Begin() // it is an immediate one
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range int64(5) {
+		m := fleetMinute(noon+60*(n+1), 2, 10)
+		began := time.Now()
+		if s.Put(m); time.Since(began) > 100*time.Millisecond {
+			t.Errorf("Put took %s", time.Since(began))
+		}
+	}
+	if got := one(t, s, "SELECT count(*) FROM minutes"); got != "1" {
+		t.Errorf("%s minutes while nobody can write", got)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "what waited", func() bool { return one(t, s, "SELECT count(*) FROM minutes") == "6" })
+	if d := s.Stats().Dropped; d != 0 {
+		t.Errorf("%d rows were dropped", d)
+	}
+}
+
+// TestLongReader reads in one transaction for so long that the log grows to its
+// bound: then minutes are dropped, until the reader has gone.
+func TestLongReader(t *testing.T) {
+	t.Parallel()
+	name := file(t)
+	s := open(t, name, nil)
+	s.walBytes = 1 << 20
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	}()
+	s.Put(fleetMinute(noon, 2, 10))
+	until(t, "the first minute", func() bool { return s.Stats().Rows > 0 })
+	tx, err := s.read.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var minutes int
+	if err := tx.QueryRow("SELECT count(*) FROM minutes").Scan(&minutes); err != nil {
+		t.Fatal(err)
+	}
+	n := int64(0)
+	put := func() { n++; s.Put(fleetMinute(noon+60*n, 5, 40)); time.Sleep(5 * time.Millisecond) }
+	until(t, "minutes to be dropped", func() bool { put(); return s.Stats().Dropped > 0 })
+	if got := size(name + "-wal"); got > 2<<20 {
+		t.Errorf("the log has %d bytes", got)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Stats().Rows
+	until(t, "it to go on", func() bool { put(); return s.Stats().Rows > before })
+	intact(t, s)
+}
+
 // TestRetention keeps the file within its bounds, and the newest in it.
 func TestRetention(t *testing.T) {
 	t.Parallel()
@@ -246,14 +321,14 @@ func TestRetention(t *testing.T) {
 		const limit = 2 << 20
 		name := file(t)
 		s, stop := start(t, name, func(o *Options) { o.Bytes = limit })
-		for n := range int64(300) {
+		for n := range int64(150) {
 			until(t, "the disk", func() bool { s.queue.mu.Lock(); defer s.queue.mu.Unlock(); return len(s.queue.minutes) < 3 })
 			s.Put(fleetMinute(noon+60*n, 5, 40))
 			if got := size(name); got > limit {
 				t.Fatalf("the file has %d bytes", got)
 			}
 		}
-		last := fmt.Sprint(noon + 60*299)
+		last := fmt.Sprint(noon + 60*149)
 		until(t, "the last minute", func() bool { return one(t, s, "SELECT max(minute) FROM minutes") == last })
 		if d := s.Stats().Dropped; d > 0 {
 			t.Errorf("%d rows were dropped", d)

@@ -16,9 +16,10 @@ var (
 const (
 	// drainFor is how long what waits may be written after ctx has ended.
 	drainFor = 2 * time.Second
-	// pruneEvery is the pause between two steps of what is deleted, and idleEvery
-	// that after which it is looked again whether anything has to go.
-	pruneEvery = 100 * time.Millisecond
+	// prunePause is the shortest pause between two steps of what is deleted; it is
+	// three times as long as the step took, so that a quarter of a processor does.
+	// After idleEvery it is looked again whether anything has to go.
+	prunePause = 20 * time.Millisecond
 	idleEvery  = 10 * time.Second
 	// pruneAfter is how many steps are taken after each minute: more than one, so
 	// that what is deleted keeps up with what is written.
@@ -31,7 +32,7 @@ func (s *Store) Run(ctx context.Context) error {
 	late, cancel := context.WithCancel(context.WithoutCancel(ctx)) // what is being written is not given up at once
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainFor, cancel) })()
-	prune := time.NewTimer(pruneEvery)
+	prune := time.NewTimer(prunePause)
 	defer prune.Stop()
 	for {
 		select {
@@ -43,8 +44,8 @@ func (s *Store) Run(ctx context.Context) error {
 		case r := <-s.records:
 			r.done <- s.writeRecords(late, r.records)
 		case <-prune.C:
-			if s.prune(ctx) {
-				prune.Reset(pruneEvery)
+			if began := time.Now(); s.prune(ctx) {
+				prune.Reset(max(prunePause, 3*time.Since(began)))
 			} else {
 				prune.Reset(idleEvery)
 			}
@@ -94,7 +95,7 @@ func (s *Store) in(ctx context.Context, fn func(*sql.Tx) error) error {
 func (s *Store) writeMinute(ctx context.Context, m *Minute) error {
 	// For the steps of pruning that make room: they must know, even if this fails.
 	s.rows = m.rows()
-	if size(s.opt.File+"-wal") > walBytes {
+	if size(s.opt.File+"-wal") > s.walBytes {
 		var busy, pages, moved int
 		err := s.write.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &pages, &moved)
 		if err != nil || busy != 0 {
