@@ -37,6 +37,9 @@ func main() {
 	var f flags
 	daemon.Parse("aggregator", description, &f)
 	rules, err := f.Load()
+	if err == nil {
+		err = f.CheckHistory()
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "aggregator:", err)
 		os.Exit(f.Daemon.BadInput())
@@ -46,8 +49,12 @@ func main() {
 		if f.EmbeddedNATS {
 			nats = "embedded on " + f.NATSListen
 		}
-		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count, NATS %s, API on %s\nok\n",
+		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count, NATS %s, API on %s\n",
 			len(rules.Rules), rules.MaxFiring, f.MaxKeys, nats, f.Listen)
+		if f.History != "" {
+			fmt.Printf("history in %s, %s and %d bytes at most\n", f.History, f.HistoryAge, f.HistoryBytes)
+		}
+		fmt.Println("ok")
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)

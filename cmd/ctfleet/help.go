@@ -30,6 +30,7 @@ func (*topCmd) Help() string {
 	return `    ctfleet top                                     the fleet, refreshed every second
     ctfleet top --by dst --window 60s               who is opened to
     ctfleet top --metric active --firewall fw-a     who holds the most of one table
+    ctfleet top --at '2026-11-25 14:05'             the past, where the aggregator keeps a history
     ctfleet top --once -o json                      for scripts`
 }
 

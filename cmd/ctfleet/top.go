@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -18,24 +20,36 @@ type topCmd struct {
 	client
 	By       string `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
 	Metric   string `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
-	Window   string `default:"10s" placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (${default})."`
+	Window   string `placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (default: 10s; of the past 60s)."`
 	Firewall string `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
 	Realm    string `placeholder:"NAME" help:"The realm (default: default)."`
 	Limit    int    `short:"n" default:"20" help:"Rows (${default})."`
+	At       atTime `placeholder:"TIME" help:"The past, from the aggregator's history: '2026-11-25 14:05' or 14:05 in local time, RFC 3339, or how long ago, such as -1h. Implies --once."`
 	Once     bool   `help:"Print once and exit; otherwise refresh every second."`
 }
 
 func (c *topCmd) Run(ctx context.Context) error {
-	window, err := time.ParseDuration(c.Window)
-	if err != nil || window%time.Second != 0 || window <= 0 {
-		return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", c.Window)}
+	var window time.Duration
+	if c.Window != "" {
+		var err error
+		if window, err = time.ParseDuration(c.Window); err != nil || window%time.Second != 0 || window <= 0 {
+			return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", c.Window)}
+		}
+	}
+	var at int64
+	if c.At != "" {
+		t, err := past(string(c.At), time.Now())
+		if err != nil {
+			return &exitError{2, fmt.Errorf("--at: %w", err)}
+		}
+		at, c.Once = t.UnixMilli(), true
 	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	q := &events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit}
+	q := &events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit, At: at}
 	for {
 		var r events.TopReply
 		if err := conn.Request(ctx, events.QuerySubject(events.QueryTop), q, &r); err != nil {
@@ -46,6 +60,9 @@ func (c *topCmd) Run(ctx context.Context) error {
 				return &exitError{2, err}
 			}
 			return noAggregator(err)
+		}
+		if at != 0 && r.At == 0 {
+			return errors.New("the aggregator is of an older version, which answers about now: it keeps no history")
 		}
 		live := !c.Once && c.Output == "human"
 		if live && terminal(os.Stdout) {
@@ -60,6 +77,43 @@ func (c *topCmd) Run(ctx context.Context) error {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// atTime is a time as it was typed.
+type atTime string
+
+// Decode implements kong.MapperValue: a time ago begins like a flag, -1h, and is none.
+func (t *atTime) Decode(ctx *kong.DecodeContext) error {
+	if s, ok := ctx.Scan.Peek().Value.(string); ok && len(s) > 1 && s[0] == '-' && s[1] >= '0' && s[1] <= '9' {
+		ctx.Scan.Pop()
+		*t = atTime(s)
+		return nil
+	}
+	return ctx.Scan.PopValueInto("time", (*string)(t))
+}
+
+// past reads a time as people write it, in the zone of now.
+func past(s string, now time.Time) (time.Time, error) {
+	if ago, err := time.ParseDuration(strings.TrimSuffix(s, " ago")); err == nil {
+		return now.Add(-ago.Abs()), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04", time.DateTime, "2006-01-02T15:04", "2006-01-02T15:04:05"} {
+		if t, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"15:04", "15:04:05"} { // the last time it was that late
+		t, err := time.Parse(layout, s)
+		if err != nil {
+			continue
+		}
+		day := time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), 0, now.Location())
+		if day.After(now) {
+			day = day.AddDate(0, 0, -1)
+		}
+		return day, nil
+	}
+	return time.Time{}, fmt.Errorf("%q is no time: '2026-11-25 14:05', 14:05, 2026-11-25T14:05:00Z, or -1h", s)
 }
 
 // noAggregator explains the silence behind a question.
@@ -79,6 +133,9 @@ func printTop(w io.Writer, format string, r *events.TopReply) error {
 		title += fmt.Sprintf(" within %d s", r.WindowS)
 	}
 	if format == "human" {
+		if r.At != 0 {
+			title += " from " + time.UnixMilli(r.At).Format("2006-01-02 15:04 MST") + " on"
+		}
 		fmt.Fprintf(w, "%s, %s\n", title, r.Scope)
 		for _, note := range notes(r) {
 			fmt.Fprintln(w, "note:", note)

@@ -40,6 +40,9 @@ var upLimits = bus.Limits{EventsAge: 15 * time.Minute, EventsBytes: 256 << 20, M
 
 func (c *upCmd) Run() error {
 	rules, err := c.Aggregator.Load()
+	if err == nil {
+		err = c.Aggregator.CheckHistory()
+	}
 	if err != nil {
 		return &exitError{2, err}
 	}

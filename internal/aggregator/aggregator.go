@@ -18,6 +18,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/history"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -27,6 +28,10 @@ import (
 type Options struct {
 	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
 	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
+
+	History      string        `type:"path" placeholder:"FILE" help:"Keep a history in this file, a database of SQLite on a local disk: each minute's largest sources and destinations, the fill of each table, alerts and audit."`
+	HistoryAge   time.Duration `default:"168h" placeholder:"DURATION" help:"How long it is kept (${default})."`
+	HistoryBytes int64         `default:"1073741824" help:"How large its file may become: then the oldest goes (${default})."`
 }
 
 // Load reads the rules file, if there is one.
@@ -57,7 +62,8 @@ type Aggregator struct {
 	log  *slog.Logger
 	conn *bus.Conn
 
-	outbox *bus.Outbox // alerts on their way
+	outbox *bus.Outbox    // alerts on their way
+	past   *history.Store // nil: no history is kept
 	allow  *allowlist.Live
 	mirror *bus.Mirror // of the bucket behind allow
 	guard  *bus.Mirror // of CT_GUARD
@@ -100,13 +106,18 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
 		return nil, err
 	}
+	if opt.History != "" {
+		if a.past, err = history.Open(context.Background(), opt.history(), deps.Log); err != nil {
+			return nil, err
+		}
+	}
 	busCfg := deps.Bus
 	busCfg.Role, busCfg.Patient, busCfg.Log = "aggregator", true, deps.Log
 	if busCfg.Name == "" {
 		busCfg.Name, _ = os.Hostname() // an empty name is fine
 	}
 	if a.conn, err = bus.Connect(busCfg); err != nil {
-		return nil, err
+		return nil, errors.Join(err, a.closePast())
 	}
 	everybody, _ := seal.OpenTrust(seal.TrustNone) // alerts are marked; who acts upon them verifies
 	a.allow = allowlist.NewLive(everybody)
@@ -129,7 +140,8 @@ func (a *Aggregator) Ready() error {
 }
 
 // Run counts until ctx ends.
-func (a *Aggregator) Run(ctx context.Context) error {
+func (a *Aggregator) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.closePast()) }()
 	defer a.conn.Close()
 	defer a.unregister()
 	for _, step := range []struct {
@@ -171,6 +183,12 @@ func (a *Aggregator) Run(ctx context.Context) error {
 	g.Go(func() error { return a.guard.Run(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
+	if a.past != nil {
+		g.Go(func() error { return a.past.Run(ctx) })
+		g.Go(func() error { return a.minuteLoop(ctx) })
+		g.Go(func() error { return a.copyStream(ctx, bus.StreamAlerts, readAlert) })
+		g.Go(func() error { return a.copyStream(ctx, bus.StreamAudit, readAudit) })
+	}
 	return g.Wait()
 }
 

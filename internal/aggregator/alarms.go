@@ -51,7 +51,7 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 			continue
 		}
 		acc, _ := a.counter.Account(name)
-		rise := f.history.take(counters{
+		rise := f.rises.take(counters{
 			drop: f.health.Kernel.Drop, earlyDrop: f.health.Kernel.EarlyDrop, insertFailed: f.health.Kernel.InsertFailed,
 			lost: f.health.Stream.Lost() + acc.Missing,
 		})

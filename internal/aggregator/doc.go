@@ -11,6 +11,7 @@
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
 //	view.go         the answers to questions, for the bus and for HTTP
+//	past.go         each minute into the history, alerts and audit too; answers from it
 //	upkeep.go       resyncs where active is not known
 //	pace.go         how long the fleet's producers shall linger
 //	metrics.go      totals for Prometheus; addresses belong to the API

@@ -17,12 +17,13 @@ const (
 
 // firewall is one entry of the inventory.
 type firewall struct {
-	health  events.Health
-	seen    time.Time // local time of the last health
-	since   time.Time // local time of the first health of this boot
-	asked   time.Time // when a resync was last asked for
-	history history
-	values  map[string]float64 // of the built-in alarms, by metric
+	health events.Health
+	seen   time.Time // local time of the last health
+	since  time.Time // local time of the first health of this boot
+	asked  time.Time // when a resync was last asked for
+	rises  rises
+	peak   uint64             // entries, the most since the last minute was kept
+	values map[string]float64 // of the built-in alarms, by metric
 
 	events uint64 // counted, when the rate was last taken
 	rate   float64
@@ -60,9 +61,10 @@ func (a *Aggregator) sight(h *events.Health, at time.Time) {
 	}
 	if f.health.Boot != h.Boot {
 		f.since = at
-		f.history.reset() // counters of another run begin at 0
+		f.rises.reset() // counters of another run begin at 0
 	}
 	f.health, f.seen = *h, at
+	f.peak = max(f.peak, h.Table.Count)
 }
 
 // stale names the firewalls of a realm (or the one named) that are silent, so
@@ -82,9 +84,9 @@ func (a *Aggregator) stale(realm, name string, now time.Time) (out []string) {
 // historySeconds is how far back a rise of a counter is looked for.
 const historySeconds = 60
 
-// history holds a firewall's counters of the last minute, one value a second,
+// rises holds a firewall's counters of the last minute, one value a second,
 // to tell a rise from a total.
-type history struct {
+type rises struct {
 	ring [historySeconds]counters
 	n    int // values taken
 }
@@ -92,20 +94,20 @@ type history struct {
 // counters are cumulative.
 type counters struct{ drop, earlyDrop, insertFailed, lost uint64 }
 
-func (h *history) reset() { *h = history{} }
+func (r *rises) reset() { *r = rises{} }
 
 // take adds the values of this second and returns the rise over the minute
 // before. A counter that fell began anew.
-func (h *history) take(now counters) counters {
+func (r *rises) take(now counters) counters {
 	oldest := now
-	if h.n > 0 {
-		oldest = h.ring[0]
-		if h.n >= historySeconds {
-			oldest = h.ring[h.n%historySeconds]
+	if r.n > 0 {
+		oldest = r.ring[0]
+		if r.n >= historySeconds {
+			oldest = r.ring[r.n%historySeconds]
 		}
 	}
-	h.ring[h.n%historySeconds] = now
-	h.n++
+	r.ring[r.n%historySeconds] = now
+	r.n++
 	rise := func(now, before uint64) uint64 { return now - min(now, before) }
 	return counters{rise(now.drop, oldest.drop), rise(now.earlyDrop, oldest.earlyDrop), rise(now.insertFailed, oldest.insertFailed), rise(now.lost, oldest.lost)}
 }

@@ -49,6 +49,9 @@ var (
 	descEvicted    = desc("ctfleet_evicted_keys_total", "Lines pushed out because a table was full.")
 	descTooLate    = desc("ctfleet_too_late_events_total", "Events older than the longest window when they came.")
 	descFiring     = desc("ctfleet_alerts_firing", "Alerts that fire now.")
+	descPastRows   = desc("ctfleet_history_rows_total", "Rows written to the history.")
+	descPastDrops  = desc("ctfleet_history_dropped_total", "Rows that were not written to the history: its disk is slow, full or broken.")
+	descPastBytes  = desc("ctfleet_history_bytes", "Size of the history's file and its log.")
 	descHeld       = desc("ctfleet_alerts_held", "Alerts held back by max_firing.")
 )
 
@@ -103,4 +106,10 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 	rules := a.engine.Stats()
 	gauge(descFiring, float64(rules.Firing))
 	gauge(descHeld, float64(rules.Held))
+	if a.past != nil {
+		st := a.past.Stats()
+		counter(descPastRows, st.Rows)
+		counter(descPastDrops, st.Dropped)
+		gauge(descPastBytes, float64(st.Bytes))
+	}
 }

@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/history"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -27,8 +29,11 @@ func (a *Aggregator) serve() (stop func(), err error) {
 					return nil, &bus.RequestError{Err: err}
 				}
 				top, err := a.Top(&q)
+				if _, ours := errors.AsType[*history.ReadError](err); err != nil && !ours {
+					err = &bus.RequestError{Err: err}
+				}
 				if err != nil {
-					return nil, &bus.RequestError{Err: err}
+					return nil, err
 				}
 				return top, nil
 			}},
@@ -41,8 +46,12 @@ func (a *Aggregator) serve() (stop func(), err error) {
 // defaultRows is how many rows a top without a limit has.
 const defaultRows = 20
 
-// Top answers who has the most. Errors are the asker's.
+// Top answers who has the most. Errors are the asker's, but for a
+// [history.ReadError].
 func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
+	if q.At != 0 {
+		return a.topAt(q)
+	}
 	set := count.Set{Track: count.BySrc}
 	if q.By == events.ByDst {
 		set.Track = count.ByDst

@@ -4,10 +4,12 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -40,7 +42,7 @@ func Register(mux *http.ServeMux, src Source) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprint(w, `ctfleet aggregator
 
-/api/v1/top?by=src&metric=new&window=10&limit=20   also firewall= and realm=
+/api/v1/top?by=src&metric=new&window=10&limit=20   also firewall=, realm= and at=
 /api/v1/firewalls
 /api/v1/alerts
 /metrics  /healthz  /readyz
@@ -90,8 +92,12 @@ func topQuery(r *http.Request) (*events.TopQuery, error) {
 			q.Realm = v
 		case "limit":
 			q.Limit, err = strconv.Atoi(v)
+		case "at":
+			if q.At, err = pastTime(v); err != nil {
+				return nil, err
+			}
 		default:
-			return nil, fmt.Errorf("unknown parameter %q: by, metric, window, firewall, realm and limit are known", key)
+			return nil, fmt.Errorf("unknown parameter %q: by, metric, window, firewall, realm, limit and at are known", key)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("parameter %s: %q is no number", key, v)
@@ -100,8 +106,30 @@ func topQuery(r *http.Request) (*events.TopQuery, error) {
 	return q, q.Validate()
 }
 
+// pastTime reads the parameter at: RFC 3339, or Unix ms as in the answer.
+func pastTime(v string) (int64, error) {
+	if n, err := strconv.ParseInt(v, 10, 64); err == nil && n > 0 {
+		return n, nil
+	}
+	t, err := time.Parse(time.RFC3339, v)
+	if err != nil {
+		return 0, fmt.Errorf("parameter at: %q is no time: 2026-11-25T14:05:00Z, or Unix ms", v)
+	}
+	return t.UnixMilli(), nil
+}
+
+// unavailable are the errors that are not the asker's.
+type unavailable interface {
+	error
+	Unavailable() bool
+}
+
 func fail(w http.ResponseWriter, err error) {
-	answer(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+	code := http.StatusBadRequest
+	if e, ok := errors.AsType[unavailable](err); ok && e.Unavailable() {
+		code = http.StatusServiceUnavailable
+	}
+	answer(w, code, map[string]string{"error": err.Error()})
 }
 
 func answer(w http.ResponseWriter, code int, v any) {

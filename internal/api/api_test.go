@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -56,6 +57,21 @@ func TestTopParameters(t *testing.T) {
 	f("?by=dst&metric=active&window=60&firewall=fw-a&realm=branch&limit=5",
 		events.TopQuery{By: "dst", Metric: "active", WindowS: 60, Firewall: "fw-a", Realm: "branch", Limit: 5})
 	f("?realm=branch_z7", events.TopQuery{Realm: "branch_z7"})
+	f("?at=1795615500000", events.TopQuery{At: 1795615500000})
+	f("?at=2026-11-25T14:05:00Z&metric=active", events.TopQuery{Metric: "active", At: 1795615500000})
+	f("?at=2026-11-25T15:05:00%2B01:00", events.TopQuery{At: 1795615500000})
+}
+
+// readError is the error of a source that cannot read.
+type readError struct{ error }
+
+func (readError) Unavailable() bool { return true }
+
+func TestUnavailable(t *testing.T) {
+	src := &source{err: fmt.Errorf("top: %w", readError{errors.New("disk I/O error")})}
+	if w := get(t, src, http.MethodGet, "/api/v1/top?at=1795615500000"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "disk I/O error") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
 }
 
 func TestBadRequests(t *testing.T) {
@@ -78,6 +94,9 @@ func TestBadRequests(t *testing.T) {
 	f("/api/v1/top?window=-1", "must not be negative")
 	f("/api/v1/top?limit=10001", "limit: 10001")
 	f("/api/v1/top?limit=-1", "limit: -1")
+	f("/api/v1/top?at=yesterday", `parameter at: "yesterday" is no time`)
+	f("/api/v1/top?at=-5", `parameter at: "-5" is no time`)
+	f("/api/v1/top?at=9999999999999999", "is no time in Unix ms")
 	f("/api/v1/top?by=moon", `by: "moon"`)
 	f("/api/v1/top?metric=all", `metric: "all"`)
 	f("/api/v1/top?firewall=Fw.A", "firewall name")

@@ -31,9 +31,12 @@ func message(m jetstream.Msg, meta *jetstream.MsgMetadata) Msg {
 
 // FollowFrom says where Follow begins.
 type FollowFrom struct {
-	Time   time.Time // messages stored since then; the zero time: only what comes after the stream was found
-	All    bool      // everything that the stream keeps
-	Filter string    // subject, with wildcards; "" = all of the stream
+	Time time.Time // messages stored since then; the zero time: only what comes after the stream was found
+	All  bool      // everything that the stream keeps
+	// After is the number of the last message that was read before, and Time when it
+	// was stored: Follow calls for what came after it. 0: nothing was read.
+	After  uint64
+	Filter string // subject, with wildcards; "" = all of the stream
 }
 
 // Follow calls fn for each message of a stream, in order, until ctx ends. It
@@ -41,7 +44,10 @@ type FollowFrom struct {
 // and one that lost its end when the server crashed; the same message may then
 // come again, but none is left out. It returns nil when ctx ends.
 func (c *Conn) Follow(ctx context.Context, stream string, from FollowFrom, fn func(Msg)) error {
-	f := follower{conn: c, stream: stream, from: from, fn: fn}
+	f := follower{conn: c, stream: stream, from: from, fn: fn, seq: from.After}
+	if from.After > 0 {
+		f.at = from.Time
+	}
 	var throttle daemon.Throttle
 	for ctx.Err() == nil {
 		err := f.read(ctx)

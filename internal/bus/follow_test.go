@@ -107,7 +107,9 @@ func TestFollowFrom(t *testing.T) {
 	f(later, "a2", "b2")
 	f(filtered, "b1", "b2")
 	f(fresh, "b2")
-	if m := all.msgs[1]; m.Subject != b || m.Seq != 2 || time.Since(m.Time) > time.Minute {
+	last := all.msgs[1]
+	f(follow(t, c, StreamEvents, FollowFrom{After: last.Seq, Time: last.Time}), "a2", "b2")
+	if m := last; m.Subject != b || m.Seq != 2 || time.Since(m.Time) > time.Minute {
 		t.Errorf("message: %+v", m)
 	}
 
@@ -203,6 +205,34 @@ func TestFollowStreamMadeAnew(t *testing.T) {
 }
 
 // TestFollowBeforeTheStream waits for a stream that nobody has made yet.
+// TestFollowAfterAnotherStream goes on behind a message of a stream that was made
+// anew while nobody read: its numbers begin again, and all of it is new.
+func TestFollowAfterAnotherStream(t *testing.T) {
+	_, c := bootstrapped(t, DefaultLimits)
+	a := events.EventsSubject("fw-a")
+	var old tape
+	for _, text := range []string{"1", "2", "3"} {
+		store(t, c, a, text)
+	}
+	if err := c.Read(t.Context(), StreamEvents, FollowFrom{All: true}, old.take); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.JS.DeleteStream(t.Context(), StreamEvents); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	store(t, c, a, "new 1")
+	store(t, c, a, "new 2")
+	last := old.msgs[2]
+	r := follow(t, c, StreamEvents, FollowFrom{After: last.Seq, Time: last.Time})
+	until(t, "the new stream", func() bool { return r.has("new 2") })
+	if got := r.texts(); !slices.Equal(got, []string{"new 1", "new 2"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestFollowBeforeTheStream(t *testing.T) {
 	s := startServer(t, ServerConfig{Dir: t.TempDir()})
 	c := connect(t, Config{Server: s})

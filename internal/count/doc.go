@@ -10,6 +10,7 @@
 //	      ─▶ lane.go      Run: one pass for each set of counts, into its window.Table
 //	      ◀─ lane.go      Commit: what crossed a level, and by which batch
 //	      ◀─ value.go     Value, Top, Shares, Unreplied: what is it now?
+//	      ◀─ survey.go    Survey: the largest of all places, in steps
 //
 // It is pure: it knows no bus, reads no clock, starts no goroutine. The same
 // batches with the same stream times give the same

@@ -61,7 +61,7 @@ func messages() []events.Message {
 		&events.Ledger{Acts: []events.Acted{{Realm: "default", Address: alert.Key, Alert: alert.ID, Updated: 1, At: 2, Until: 3, Simulated: true}}, Circuit: events.Circuit{Open: true, Since: 4, Why: "spent", Who: "alice"}},
 		&events.CircuitOrder{Open: true, Reason: "wrong rule", Time: 9},
 		&events.Pace{LingerMS: 100, Fleet: 1000},
-		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50},
+		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50, At: 1_795_615_500_000},
 		&events.TopReply{
 			By: "src", Metric: "new", WindowS: 30, Scope: "fleet", Rows: []events.TopRow{{Key: "203.0.113.7", Value: 7, Firewalls: map[string]uint64{"fw-a": 7}}},
 			Unknown: []string{"fw-b"}, Stale: []string{"fw-c"}, Partial: true,
@@ -285,6 +285,7 @@ func TestValidate(t *testing.T) {
 		{"Decision", func(m events.Message) { m.(*events.Decision).Commands[0] = escape }, "commands: control characters"},
 		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).By = "by" }, `by: "by" is none of`},
 		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).Limit = -1 }, "limit: -1"},
+		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).At = -1 }, "at: -1"},
 		{"TopReply", func(m events.Message) { m.(*events.TopReply).Rows[0].Key = escape }, "key: control characters"},
 		{"TopReply", func(m events.Message) { m.(*events.TopReply).Unknown[0] = escape }, "firewalls: control characters"},
 		{"FirewallsReply", func(m events.Message) { m.(*events.FirewallsReply).Firewalls[0].State = "" }, "state:"},

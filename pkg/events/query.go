@@ -22,7 +22,7 @@ const (
 )
 
 // TopQuery asks for the largest keys. Zero values mean: by src, metric new,
-// window 10 s, the fleet of the default realm, 20 rows.
+// window 10 s, the fleet of the default realm, 20 rows, now.
 type TopQuery struct {
 	Head     `msgpack:",inline"`
 	By       string `msgpack:"by" json:"by"`
@@ -31,7 +31,13 @@ type TopQuery struct {
 	Firewall string `msgpack:"firewall,omitempty" json:"firewall,omitempty"`
 	Realm    string `msgpack:"realm,omitempty" json:"realm,omitempty"`
 	Limit    int    `msgpack:"limit,omitempty" json:"limit,omitempty"`
+	// At asks for the past, in Unix ms: the minute it lies in, of which the
+	// aggregator's history keeps new and active. 0 is now.
+	At int64 `msgpack:"at,omitempty" json:"at,omitempty"`
 }
+
+// maxAt is the end of the year 9999.
+const maxAt = 253_402_300_799_999
 
 func (q *TopQuery) Validate() error {
 	if err := oneOf("by", q.By, "", BySrc, ByDst); err != nil {
@@ -56,6 +62,9 @@ func (q *TopQuery) Validate() error {
 	if q.Limit < 0 || q.Limit > 10_000 {
 		return fmt.Errorf("limit: %d is not within 0 to 10000", q.Limit)
 	}
+	if q.At < 0 || q.At > maxAt {
+		return fmt.Errorf("at: %d is no time in Unix ms", q.At)
+	}
 	return nil
 }
 
@@ -73,6 +82,9 @@ type TopReply struct {
 	Unknown []string `msgpack:"unknown,omitempty" json:"unknown,omitempty"`
 	Stale   []string `msgpack:"stale,omitempty" json:"stale,omitempty"`
 	Partial bool     `msgpack:"partial,omitempty" json:"partial,omitempty"` // the window has not filled yet
+	// At is when the minute began that the rows are of, Unix ms; 0: they are of now.
+	// Rows of the past name the shares of firewalls as far as they were kept.
+	At int64 `msgpack:"at,omitempty" json:"at,omitempty"`
 }
 
 // TopRow is one address and its share on each firewall.

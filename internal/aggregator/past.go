@@ -1,0 +1,281 @@
+package aggregator
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/count"
+	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/history"
+	"github.com/ctfleet/ctfleet/pkg/events"
+)
+
+func (o *Options) history() history.Options {
+	return history.Options{File: o.History, Age: o.HistoryAge, Bytes: o.HistoryBytes}
+}
+
+// CheckHistory returns why the history could not be kept, if one is wanted.
+func (o *Options) CheckHistory() error {
+	if o.History == "" {
+		return nil
+	}
+	h := o.history()
+	return h.Check()
+}
+
+func (a *Aggregator) closePast() error {
+	if a.past == nil {
+		return nil
+	}
+	return a.past.Close()
+}
+
+const (
+	// minuteLead is how long before its end a minute is read: a window of 60 s is
+	// cut in slots of 3 s, and at the full minute it has begun to lose the first.
+	// What is counted after that is missing from the minute.
+	minuteLead = 300 * time.Millisecond
+	// minuteLate is how late it may be read, by the stream's clock: later it would
+	// be another minute's.
+	minuteLate = 5 * time.Second
+	// surveyLines is how many lines are looked at while counting waits, about
+	// 0.3 ms, and surveyPause how long it goes on then.
+	surveyLines = 4096
+	surveyPause = 100 * time.Microsecond
+)
+
+// minuteLoop reads the counts once a minute and hands them to the history.
+func (a *Aggregator) minuteLoop(ctx context.Context) error {
+	var done int64
+	for daemon.Sleep(ctx, tickInterval) {
+		a.mu.Lock()
+		now, live := a.counter.Now(), a.live
+		a.mu.Unlock()
+		if !live {
+			continue
+		}
+		var due bool
+		if done, due = dueMinute(now, done); !due {
+			continue
+		}
+		if m := a.minute(ctx, done); m != nil {
+			a.past.Put(m)
+		}
+	}
+	return nil
+}
+
+// dueMinute returns the minute that was over last, and whether it is to be read:
+// not if it is done, was over before we began (done is 0), or so long ago that its
+// counts are no longer there. Times are Unix ns of the stream's clock.
+func dueMinute(now, done int64) (last int64, due bool) {
+	const minute = int64(time.Minute)
+	last = (now+int64(minuteLead))/minute*minute - minute
+	if last <= done {
+		return done, false
+	}
+	return last, done != 0 && now-last-minute <= int64(minuteLate)
+}
+
+// minute reads the counts of the minute that ends now; nil when ctx ends meanwhile.
+// The counter is held for one step at a time.
+func (a *Aggregator) minute(ctx context.Context, at int64) *history.Minute {
+	m := &history.Minute{At: at / int64(time.Second)}
+	a.mu.Lock()
+	m.Partial = a.counter.Partial(time.Minute)
+	m.Fill = a.fills(time.Now())
+	src := a.counter.Survey(count.BySrc, time.Minute, history.RowsNew, history.RowsActive)
+	dst := a.counter.Survey(count.ByDst, time.Minute, history.RowsNew, history.RowsActive)
+	a.mu.Unlock()
+	for running := []*count.Survey{src, dst}; len(running) > 0; {
+		running = slices.DeleteFunc(running, func(s *count.Survey) bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return !s.Step(surveyLines)
+		})
+		if !daemon.Sleep(ctx, surveyPause) {
+			return nil
+		}
+	}
+	m.BySrc, m.ByDst = talkers(src), talkers(dst)
+	return m
+}
+
+// talkers are what a survey found, as the history takes it.
+func talkers(s *count.Survey) (out []history.Talkers) {
+	for _, p := range s.Places() {
+		t := history.Talkers{Place: history.Place(p.Place), ActiveKnown: p.ActiveKnown, Rows: make([]history.Row, len(p.Rows))}
+		for i, r := range p.Rows {
+			t.Rows[i] = history.Row{Address: r.Key.Addr(), New: r.Opened, Active: r.Active}
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// fills is how full each table is, with the most since it was last asked.
+func (a *Aggregator) fills(now time.Time) (out []history.Fill) {
+	for name, f := range a.fleet {
+		acc, _ := a.counter.Account(name)
+		t := &f.health.Table
+		out = append(out, history.Fill{
+			Place:   history.Place{Realm: f.health.Realm, Firewall: name},
+			Entries: t.Count, Peak: max(f.peak, t.Count), Limit: t.Limit, Percent: t.Percent,
+			Lost: uint64(f.values[metricLost]), State: f.state(now), Active: acc.Active, ActiveKnown: acc.ActiveKnown,
+		})
+		f.peak = 0
+	}
+	return out
+}
+
+// copyRecords is how many messages are written together when so many wait.
+const copyRecords = 256
+
+// copyStream copies a stream into the history, from where the last run ended. What
+// cannot be written is tried again: the stream keeps it.
+func (a *Aggregator) copyStream(ctx context.Context, stream string, read func(bus.Msg, *history.Record) error) error {
+	var from bus.FollowFrom
+	for {
+		p, err := a.past.Position(ctx, stream)
+		if err == nil {
+			from = bus.FollowFrom{After: p.Seq, Time: p.Time}
+			break
+		}
+		a.throttle.Warn(a.log, "cannot read where the history ends, retrying", "error", err)
+		if !daemon.Sleep(ctx, time.Second) {
+			return nil
+		}
+	}
+	if from.After == 0 {
+		from.Time = time.Now().Add(-a.opt.HistoryAge)
+	}
+	waiting := make(chan history.Record, copyRecords)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	followed := make(chan error, 1)
+	go func() {
+		followed <- a.conn.Follow(ctx, stream, from, func(m bus.Msg) {
+			r := history.Record{Stream: stream, Position: history.Position{Seq: m.Seq, Time: m.Time}}
+			if err := read(m, &r); err != nil {
+				a.refuse("history", m.Subject, err) // its position is kept all the same
+			}
+			select {
+			case waiting <- r:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	var records []history.Record
+	for {
+		select {
+		case <-ctx.Done():
+			return <-followed
+		case r := <-waiting:
+			records = append(records[:0], r)
+		}
+		for more := true; more && len(records) < copyRecords; {
+			select {
+			case r := <-waiting:
+				records = append(records, r)
+			default:
+				more = false
+			}
+		}
+		for {
+			err := a.past.Record(ctx, records)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			a.throttle.Warn(a.log, "cannot write to the history, retrying", "stream", stream, "error", err)
+			if !daemon.Sleep(ctx, time.Second) {
+				break
+			}
+		}
+	}
+}
+
+func readAlert(m bus.Msg, r *history.Record) error {
+	var al events.Alert
+	if err := events.Unmarshal(m.Data, &al); err != nil {
+		return err
+	}
+	r.Alert = &al
+	return nil
+}
+
+// readAudit decodes an entry of the audit. The subject says who wrote it; a receipt
+// in the name of another firewall is none.
+func readAudit(m bus.Msg, r *history.Record) error {
+	tail := events.SubjectTail(m.Subject, events.SubjectAudit)
+	if len(tail) != 2 {
+		return errors.New("its subject names no author and no verb")
+	}
+	var decision events.Decision
+	var act events.Act
+	var receipt events.Receipt
+	r.Actor, r.Verb = tail[0], tail[1]
+	switch r.Verb {
+	case events.VerbDecision:
+		if err := events.Unmarshal(m.Data, &decision); err != nil {
+			return err
+		}
+		r.Decision = &decision
+	case events.VerbAllowlist, events.VerbApproval, events.VerbCircuit, events.VerbMode:
+		if err := events.Unmarshal(m.Data, &act); err != nil {
+			return err
+		}
+		r.Act = &act
+	default:
+		if err := events.Unmarshal(m.Data, &receipt); err != nil {
+			return err
+		}
+		if receipt.Firewall != r.Actor {
+			return fmt.Errorf("it says it is from %s", receipt.Firewall)
+		}
+		r.Receipt = &receipt
+	}
+	return nil
+}
+
+// readFor is how long an answer from the history may take.
+const readFor = 3 * time.Second
+
+// topAt answers from the history who had the most.
+func (a *Aggregator) topAt(q *events.TopQuery) (*events.TopReply, error) {
+	if a.past == nil {
+		return nil, errors.New("at: this aggregator keeps no history (aggregator --history FILE)")
+	}
+	const window = 60
+	if q.WindowS != 0 && q.WindowS != window {
+		return nil, fmt.Errorf("window %ds is not kept in the history, which keeps minutes: %ds", q.WindowS, window)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), readFor)
+	defer cancel()
+	question := history.Question{
+		By: cmp.Or(q.By, events.BySrc), Metric: cmp.Or(q.Metric, events.MetricNew), At: time.UnixMilli(q.At),
+		Realm: q.Realm, Firewall: q.Firewall, Limit: cmp.Or(q.Limit, defaultRows),
+	}
+	past, err := a.past.Top(ctx, question)
+	if err != nil {
+		return nil, err
+	}
+	r := &events.TopReply{
+		Head: events.Head{V: events.MessageVersion},
+		By:   question.By, Metric: question.Metric, WindowS: window, Scope: cmp.Or(q.Firewall, events.RealmScope(past.Realm)),
+		Rows: []events.TopRow{}, At: past.Minute.UnixMilli(), Stale: past.Stale,
+	}
+	if q.Metric == events.MetricActive {
+		r.WindowS, r.Unknown = 0, past.Unknown
+	} else {
+		r.Partial = past.Partial
+	}
+	for _, row := range past.Rows {
+		r.Rows = append(r.Rows, events.TopRow{Key: row.Address.String(), Value: row.Value, Firewalls: row.Firewalls})
+	}
+	return r, nil
+}
