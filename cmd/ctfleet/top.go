@@ -18,22 +18,22 @@ import (
 
 type topCmd struct {
 	client
-	By       string `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
-	Metric   string `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
-	Window   string `placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (default: 10s; of the past 60s)."`
-	Firewall string `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
-	Realm    string `placeholder:"NAME" help:"The realm (default: default)."`
-	Limit    int    `short:"n" default:"20" help:"Rows (${default})."`
-	At       atTime `placeholder:"TIME" help:"The past, from the aggregator's history: '2026-11-25 14:05' or 14:05 in local time, RFC 3339, or how long ago, such as -1h. Implies --once."`
-	Once     bool   `help:"Print once and exit; otherwise refresh every second."`
+	By       string  `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
+	Metric   string  `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
+	Window   *string `placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (default: 10s; of the past 60s)."`
+	Firewall string  `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
+	Realm    string  `placeholder:"NAME" help:"The realm (default: default)."`
+	Limit    int     `short:"n" default:"20" help:"Rows (${default})."`
+	At       atTime  `placeholder:"TIME" help:"The past, from the aggregator's history: '2026-11-25 14:05' or 14:05 in local time, RFC 3339, or how long ago, such as -1h. Implies --once."`
+	Once     bool    `help:"Print once and exit; otherwise refresh every second."`
 }
 
 func (c *topCmd) Run(ctx context.Context) error {
 	var window time.Duration
-	if c.Window != "" {
+	if c.Window != nil {
 		var err error
-		if window, err = time.ParseDuration(c.Window); err != nil || window%time.Second != 0 || window <= 0 {
-			return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", c.Window)}
+		if window, err = time.ParseDuration(*c.Window); err != nil || window%time.Second != 0 || window <= 0 {
+			return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", *c.Window)}
 		}
 	}
 	var at int64

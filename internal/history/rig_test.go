@@ -61,6 +61,16 @@ func until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// waitFor waits until no more than so many minutes wait.
+func waitFor(t testing.TB, s *Store, minutes int) {
+	t.Helper()
+	until(t, "the disk", func() bool {
+		s.queue.mu.Lock()
+		defer s.queue.mu.Unlock()
+		return len(s.queue.minutes) <= minutes
+	})
+}
+
 // query returns the rows of a query as words.
 func query(t testing.TB, s *Store, text string, args ...any) (out [][]string) {
 	t.Helper()
