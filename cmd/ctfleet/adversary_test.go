@@ -135,10 +135,10 @@ func TestSpoofedFlood(t *testing.T) {
 func TestFeedbackLoop(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "fw-a") // with tcp_loose=1, the kernel's default
-	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 10, seconds: 2, recover: 0s}\n"))
+	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 20, seconds: 5, recover: 0s}\n"))
 	f.producer("fw-a", "--allow-flush", "--min-local", "5")
 	f.responder("mode: enforce\ncool_down: 1m\npolicies: [{rule: flood}]\n")
-	f.talk("fw-a", ordinary, 10) // ten of TCP, ten of UDP
+	f.talk("fw-a", ordinary, 10) // ten of TCP, ten of UDP: with the last of them it fires
 	until(t, "the flush", func() bool { return len(f.receipts("fw-a")) > 0 })
 	back := func() uint64 {
 		rows := f.top("--metric", "active").Rows
@@ -158,7 +158,7 @@ func TestFeedbackLoop(t *testing.T) {
 		}
 		return false
 	})
-	time.Sleep(3 * time.Second) // longer than the window
+	time.Sleep(6 * time.Second) // longer than the window
 	deleting := 0
 	for _, r := range f.receipts("fw-a") {
 		if r.Deleted > 0 {
