@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/guard"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -182,7 +183,7 @@ const flushLife = 15 * time.Second
 func command(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewalls []string, cmd events.Command) []events.Receipt {
 	clock, clockErr := conn.BucketClock(ctx, bus.BucketAllowlist)
 	cmd.Issued = clock.At(time.Now()).UnixMilli()
-	return each(firewalls, func(name string) (r events.Receipt) {
+	receipts := each(firewalls, func(name string) (r events.Receipt) {
 		if clockErr != nil {
 			return events.Receipt{ID: cmd.ID, Firewall: name, Verb: cmd.Verb, DryRun: cmd.DryRun, Refused: []events.Refusal{}, Error: clockErr.Error()}
 		}
@@ -191,6 +192,11 @@ func command(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewalls []
 		}
 		return r
 	})
+	unsigned := func(f events.Refusal) bool { return f.Reason == guard.Unsigned }
+	if key == nil && slices.ContainsFunc(receipts, func(r events.Receipt) bool { return slices.ContainsFunc(r.Refused, unsigned) }) {
+		complain("firewalls want this signed: --sign-key FILE, which ctfleet auth key makes")
+	}
+	return receipts
 }
 
 // ask learns the firewall's clock and present run, then sends the command.

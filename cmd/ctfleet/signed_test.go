@@ -28,6 +28,9 @@ func TestSigned(t *testing.T) {
 			as, args = unsigned, args[1:]
 		}
 		r := as.run(t, "ctfleet", append([]string{"flush", ordinary, "-o", "json"}, args...)...)
+		if wants := strings.Contains(r.stderr, "want this signed"); wants != strings.Contains(want, `"unsigned"`) {
+			t.Errorf("flush %q: %s", args, r.stderr)
+		}
 		if r.code != code || !strings.Contains(r.stdout, want) {
 			t.Errorf("flush %q: exit code %d, %s%s, want %d and %s", args, r.code, r.stdout, r.stderr, code, want)
 		}
