@@ -135,19 +135,13 @@ func TestSpoofedFlood(t *testing.T) {
 func TestFeedbackLoop(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "fw-a") // with tcp_loose=1, the kernel's default
-	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 20, seconds: 5, recover: 0s}\n"))
+	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 16, seconds: 5, recover: 0s}\n"))
 	f.producer("fw-a", "--allow-flush", "--min-local", "5")
 	f.responder("mode: enforce\ncool_down: 1m\npolicies: [{rule: flood}]\n")
-	f.talk("fw-a", ordinary, 10) // ten of TCP, ten of UDP: with the last of them it fires
+	f.talk("fw-a", ordinary, 10) // ten of TCP, ten of UDP
 	until(t, "the flush", func() bool { return len(f.receipts("fw-a")) > 0 })
-	back := func() uint64 {
-		rows := f.top("--metric", "active").Rows
-		if len(rows) == 0 {
-			return 0
-		}
-		return rows[0].Value
-	}
-	until(t, "the conversations to be back", func() bool { return back() >= 20 })
+	// Some of TCP with the server as their source: a packet of its own came first.
+	until(t, "the conversations to be back", func() bool { n, err := f.lab.Firewall("fw-a").Entries(); return err == nil && n >= 20 })
 	flushed := f.receipts("fw-a")[0].Time
 	until(t, "the alert to be published again because of them", func() bool {
 		for _, m := range f.stored(bus.StreamAlerts) {
