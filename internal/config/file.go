@@ -68,6 +68,19 @@ type Located interface {
 	KeyPath() string
 }
 
+// located is an error about one key of a file.
+type located struct {
+	path string
+	error
+}
+
+func (l located) KeyPath() string { return l.path }
+func (l located) Unwrap() error   { return l.error }
+
+// At makes an error of a [Validator] about the key at path, such as
+// "$.policies[1].where".
+func At(path, format string, args ...any) error { return located{path, fmt.Errorf(format, args...)} }
+
 // locate adds to name where the key is that err is about, if it is in the file.
 func locate(name string, data []byte, err error) string {
 	var l Located

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -100,29 +101,18 @@ const DefaultBlockFor = 10 * time.Minute
 // maxApproveWithin bounds how long a proposal may wait.
 const maxApproveWithin = 24 * time.Hour
 
-// wrong is an error about one key of the file.
-type wrong struct {
-	path string // such as $.policies[1].where
-	error
-}
-
-func (w wrong) KeyPath() string { return w.path }
-func (w wrong) Unwrap() error   { return w.error }
-
-func refuse(path, format string, args ...any) error { return wrong{path, fmt.Errorf(format, args...)} }
-
 // Validate reports the first thing that is wrong, naming it.
 func (f *File) Validate() error {
 	if err := oneOf(f.Mode, Observe, Approve, Enforce); err != nil {
-		return refuse("$.mode", "mode: %w", err)
+		return config.At("$.mode", "mode: %w", err)
 	}
 	switch {
 	case f.CoolDown < 0:
-		return refuse("$.cool_down", "cool_down: must not be negative, is %s", f.CoolDown)
+		return config.At("$.cool_down", "cool_down: must not be negative, is %s", f.CoolDown)
 	case f.MaxAge <= 0:
-		return refuse("$.max_age", "max_age: must be positive, is %s", f.MaxAge)
+		return config.At("$.max_age", "max_age: must be positive, is %s", f.MaxAge)
 	case f.ApproveWithin <= 0 || f.ApproveWithin > maxApproveWithin:
-		return refuse("$.approve_within", "approve_within: must be positive and at most %s, is %s", maxApproveWithin, f.ApproveWithin)
+		return config.At("$.approve_within", "approve_within: must be positive and at most %s, is %s", maxApproveWithin, f.ApproveWithin)
 	}
 	if err := f.Budget.validate(); err != nil {
 		return err
@@ -130,10 +120,10 @@ func (f *File) Validate() error {
 	for i, p := range f.Allowlist {
 		path := fmt.Sprintf("$.allowlist[%d]", i)
 		if !p.IsValid() {
-			return refuse(path, "allowlist: an entry is empty")
+			return config.At(path, "allowlist: an entry is empty")
 		}
 		if p != p.Masked() {
-			return refuse(path, "allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
+			return config.At(path, "allowlist: %s has bits beyond its length, %s is meant?", p, p.Masked())
 		}
 	}
 	seen := map[string]bool{}
@@ -141,10 +131,10 @@ func (f *File) Validate() error {
 		p := &f.Policies[i]
 		path := fmt.Sprintf("$.policies[%d].", i)
 		if err := events.CheckName(p.Rule); err != nil {
-			return refuse(path+"rule", "policies[%d]: rule: %w", i, err)
+			return config.At(path+"rule", "policies[%d]: rule: %w", i, err)
 		}
 		if seen[p.Rule] {
-			return refuse(path+"rule", "policies[%d]: rule %s has a policy already", i, p.Rule)
+			return config.At(path+"rule", "policies[%d]: rule %s has a policy already", i, p.Rule)
 		}
 		seen[p.Rule] = true
 		key, err := p.validate()
@@ -152,7 +142,7 @@ func (f *File) Validate() error {
 			key, err = "action", errStepByStep
 		}
 		if err != nil {
-			return refuse(path+key, "policy for %s: %s: %w", p.Rule, key, err)
+			return config.At(path+key, "policy for %s: %s: %w", p.Rule, key, err)
 		}
 	}
 	return nil
@@ -162,14 +152,14 @@ func (b *Budget) validate() error {
 	const path = "$.budget."
 	switch {
 	case b.AddressesPerMinute < 0 || b.AddressesPerMinute > maxPerMinute:
-		return refuse(path+"addresses_per_minute", "budget: addresses_per_minute: must be 0 to %d, is %d", maxPerMinute, b.AddressesPerMinute)
+		return config.At(path+"addresses_per_minute", "budget: addresses_per_minute: must be 0 to %d, is %d", maxPerMinute, b.AddressesPerMinute)
 	// Written such that NaN is refused.
 	case !(b.TablePercent >= 0 && b.TablePercent <= 100):
-		return refuse(path+"table_percent", "budget: table_percent: must be 0 to 100, is %v", b.TablePercent)
+		return config.At(path+"table_percent", "budget: table_percent: must be 0 to 100, is %v", b.TablePercent)
 	case !(b.RealmPercent >= 0 && b.RealmPercent <= 100):
-		return refuse(path+"realm_percent", "budget: realm_percent: must be 0 to 100, is %v", b.RealmPercent)
+		return config.At(path+"realm_percent", "budget: realm_percent: must be 0 to 100, is %v", b.RealmPercent)
 	case b.Firewalls < 0:
-		return refuse(path+"firewalls", "budget: firewalls: must not be negative, is %d", b.Firewalls)
+		return config.At(path+"firewalls", "budget: firewalls: must not be negative, is %d", b.Firewalls)
 	}
 	return nil
 }

@@ -27,37 +27,28 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 		return false
 	}
 	prune(l, now)
-	if l.Circuit.Open && d.Mode != Observe {
-		d.Mode = Observe
-		d.Reason += fmt.Sprintf(" (the circuit is open: %s)", l.Circuit.Why)
+	if l.Circuit.Open {
+		d.onlyObserve(l)
 	}
-	simulated := d.Mode == Observe
-	spent := 0
-	for i := range l.Acts {
-		act := &l.Acts[i]
-		switch same := act.Realm == d.Realm && act.Address == events.FormatPrefix(d.Address); {
-		case same && act.Alert == d.Alert && act.Updated == d.Updated && act.Simulated == simulated && now.UnixMilli()-act.At < FinishWithin.Milliseconds():
-			d.settle()
-			return false
-		case same && act.Until > now.UnixMilli() && (!act.Simulated || simulated):
-			*d = d.declined(fmt.Errorf("%s was acted upon and is left alone for another %s", d.Address, time.UnixMilli(act.Until).Sub(now).Round(time.Second)))
-			return false
-		}
-		if act.Simulated == simulated && now.UnixMilli()-act.At < time.Minute.Milliseconds() {
-			spent++
-		}
-	}
-	switch n := e.file.Budget.AddressesPerMinute; {
-	case n > 0 && spent >= n && simulated:
-		*d = d.declined(fmt.Errorf("the budget of %d addresses a minute is spent", n))
+	if d.lately(l, now) {
 		return false
-	case n > 0 && spent >= n:
+	}
+	n := e.file.Budget.AddressesPerMinute
+	if n > 0 && d.Mode != Observe && spent(d, l, now) >= n {
 		l.Circuit = events.Circuit{Open: true, Since: now.UnixMilli(), Why: fmt.Sprintf("the budget of %d addresses a minute is spent", n)}
-		e.Charge(d, l, now) // there is no other way on: it is simulated now
-		return true
-	case len(l.Acts) >= events.MaxLedgerActs && !makeRoom(l):
+		d.onlyObserve(l)
+		changed = true
+		if d.lately(l, now) {
+			return changed
+		}
+	}
+	if n > 0 && d.Mode == Observe && spent(d, l, now) >= n {
+		*d = d.declined(fmt.Errorf("the budget of %d addresses a minute is spent", n))
+		return changed
+	}
+	if len(l.Acts) >= events.MaxLedgerActs && !makeRoom(l) {
 		*d = d.declined(fmt.Errorf("%d addresses were acted upon within their cool-downs, more cannot be remembered", len(l.Acts)))
-		return false
+		return changed
 	}
 	left := e.file.CoolDown
 	if d.Mode == Approve {
@@ -65,10 +56,62 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 	}
 	l.Acts = append(l.Acts, events.Acted{
 		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
-		At: now.UnixMilli(), Until: now.Add(left).UnixMilli(), Simulated: simulated,
+		At: now.UnixMilli(), Until: now.Add(left).UnixMilli(), Simulated: d.Mode == Observe,
 	})
 	d.settle()
 	return true
+}
+
+// onlyObserve is what an open circuit makes of a decision.
+func (d *Decision) onlyObserve(l *events.Ledger) {
+	if d.Mode != Observe {
+		d.Mode = Observe
+		d.Reason += fmt.Sprintf(" (the circuit is open: %s)", l.Circuit.Why)
+	}
+}
+
+// lately settles what was begun or done a while ago, and reports whether that was so.
+func (d *Decision) lately(l *events.Ledger, now time.Time) bool {
+	if begun(d, l, now) {
+		d.settle()
+		return true
+	}
+	left := cooling(d, l, now)
+	if left > 0 {
+		*d = d.declined(fmt.Errorf("%s was acted upon and is left alone for another %s", d.Address, left.Round(time.Second)))
+	}
+	return left > 0
+}
+
+// begun reports whether somebody has begun with this very deed, and may not have
+// finished it.
+func begun(d *Decision, l *events.Ledger, now time.Time) bool {
+	return slices.ContainsFunc(l.Acts, func(a events.Acted) bool {
+		return is(&a, d.Realm, d.Address, d.Alert, d.Updated) && a.Simulated == (d.Mode == Observe) &&
+			now.UnixMilli()-a.At < FinishWithin.Milliseconds()
+	})
+}
+
+// cooling is for how long the address is still left alone. What was only simulated
+// is in nobody's way but a simulation's.
+func cooling(d *Decision, l *events.Ledger, now time.Time) (left time.Duration) {
+	for _, a := range l.Acts {
+		if a.Realm == d.Realm && a.Address == events.FormatPrefix(d.Address) && (!a.Simulated || d.Mode == Observe) {
+			left = max(left, time.UnixMilli(a.Until).Sub(now))
+		}
+	}
+	return left
+}
+
+// spent is how much of the minute's budget is used up. What is only simulated has one
+// of its own.
+func spent(d *Decision, l *events.Ledger, now time.Time) (n int) {
+	for _, a := range l.Acts {
+		if a.Simulated == (d.Mode == Observe) && now.UnixMilli()-a.At < time.Minute.Milliseconds() {
+			n++
+		}
+	}
+	return n
 }
 
 // ErrNot is what the error of a decision is that must not be carried out any more;
@@ -101,16 +144,12 @@ func (e *Engine) Resume(d *Decision, rule string, l *events.Ledger, known Known,
 		return forGood{err}
 	}
 	prune(l, now)
-	spent := 0
-	for _, a := range l.Acts {
-		if !a.Simulated && !is(&a, d.Realm, d.Address, d.Alert, d.Updated) && now.UnixMilli()-a.At < time.Minute.Milliseconds() {
-			spent++
-		}
-	}
-	if n := e.file.Budget.AddressesPerMinute; n > 0 && spent >= n {
+	others := events.Ledger{Acts: slices.Clone(l.Acts)}
+	Retract(&others, d.Realm, d.Address, d.Alert, d.Updated)
+	if n := e.file.Budget.AddressesPerMinute; n > 0 && spent(d, &others, now) >= n {
 		return fmt.Errorf("the budget of %d addresses a minute is spent", n)
 	}
-	Retract(l, d.Realm, d.Address, d.Alert, d.Updated)
+	l.Acts = others.Acts
 	l.Acts = append(l.Acts, events.Acted{
 		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
 		At: now.UnixMilli(), Until: now.Add(e.file.CoolDown).UnixMilli(),

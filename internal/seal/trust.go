@@ -43,15 +43,6 @@ type File struct {
 	Keys []Party `yaml:"keys"`
 }
 
-// wrong is an error about one key of the file.
-type wrong struct {
-	path string
-	error
-}
-
-func (w wrong) KeyPath() string { return w.path }
-func (w wrong) Unwrap() error   { return w.error }
-
 // maxName bounds what is shown in every receipt.
 const maxName = 64
 
@@ -60,7 +51,7 @@ func (f *File) Validate() error {
 	for i := range f.Keys {
 		p := &f.Keys[i]
 		refuse := func(key, format string, args ...any) error {
-			return wrong{fmt.Sprintf("$.keys[%d].%s", i, key), fmt.Errorf("keys[%d]: %s: %w", i, key, fmt.Errorf(format, args...))}
+			return config.At(fmt.Sprintf("$.keys[%d].%s", i, key), "keys[%d]: %s: %w", i, key, fmt.Errorf(format, args...))
 		}
 		same := func(was Party) bool { return was.Name == p.Name || was.Key == p.Key }
 		switch {
