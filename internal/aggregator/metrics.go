@@ -41,6 +41,7 @@ var (
 	descMissing    = desc("ctfleet_missing_lost_events_total", "Events sent, by the producer's own count, that never arrived here.", "firewall")
 	descDuplicates = desc("ctfleet_duplicate_batches_total", "Batches that came again.", "firewall")
 	descAge        = desc("ctfleet_firewall_age_seconds", "Time since a firewall's last report.", "firewall")
+	descStopped    = desc("ctfleet_firewall_stopped", "1 when a firewall's producer announced its end, 0 when not.", "firewall")
 	descFirewalls  = desc("ctfleet_firewalls", "Firewalls by state.", "state")
 	descLag        = desc("ctfleet_stream_lag_messages", "Batches in the stream that had not been sent to the aggregator when it counted the last.")
 	descBehind     = desc("ctfleet_stream_lag_seconds", "How long after the server took it the last batch was counted.")
@@ -81,6 +82,11 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 			counter(descInsertFail, f.health.Kernel.InsertFailed, name)
 		}
 		gauge(descAge, now.Sub(f.seen).Seconds(), name)
+		stopped := 0.0
+		if f.health.Stopping {
+			stopped = 1
+		}
+		gauge(descStopped, stopped, name)
 		acc, ok := a.counter.Account(name)
 		if !ok {
 			continue
