@@ -113,6 +113,10 @@ func TestMetrics(t *testing.T) {
 	// What counts by reason shows when there is one: an alert, a refusal, and messages
 	// that nobody can read.
 	f.flood("fw-a", attacker, 0, 600)
+	until(t, "600 new flows", func() bool {
+		_, body := get(t, api+"/metrics")
+		return strings.Contains(body, "\nctfleet_new_flows_total{firewall=\"fw-a\"} 600\n")
+	})
 	if r := f.run(t, "ctfleet", "flush", "0.0.0.0/0", "--yes"); r.code != 3 {
 		t.Errorf("a flush of everything: %+v", r)
 	}

@@ -37,6 +37,7 @@ var (
 	descInsertFail = desc("nf_conntrack_stat_insert_failed", "Entries that could not be inserted.", "firewall")
 	descActive     = desc("ctfleet_active_flows", "Unexpired entries, by events and resyncs; absent while not known.", "firewall")
 	descEvents     = desc("ctfleet_counted_events_total", "Events counted.", "firewall")
+	descOpened     = desc("ctfleet_new_flows_total", "New flows counted.", "firewall")
 	descLost       = desc("ctfleet_producer_lost_events_total", "Events that a producer knows it lost.", "firewall")
 	descMissing    = desc("ctfleet_missing_lost_events_total", "Events sent, by the producer's own count, that never arrived here.", "firewall")
 	descDuplicates = desc("ctfleet_duplicate_batches_total", "Batches that came again.", "firewall")
@@ -95,6 +96,7 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 			gauge(descActive, float64(acc.Active), name)
 		}
 		counter(descEvents, acc.Events, name)
+		counter(descOpened, acc.Opened, name)
 		counter(descLost, acc.Lost, name)
 		counter(descMissing, acc.Missing, name)
 		counter(descDuplicates, acc.Duplicates, name)
