@@ -207,6 +207,17 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	})
+	t.Run("dashboard", func(t *testing.T) {
+		for _, p := range readDashboard(t).Panels {
+			for _, target := range p.Targets {
+				for _, name := range metricsIn(target.Expr) {
+					if !exported[name] {
+						t.Errorf("%s uses %s, which does not exist", p.Title, name)
+					}
+				}
+			}
+		}
+	})
 	t.Run("pages", func(t *testing.T) {
 		files := []string{"../../README.md", "../../CHANGELOG.md"}
 		for _, dir := range []string{"../../docs", "../../deploy"} {
