@@ -35,6 +35,15 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// listens reports whether somebody takes connections there.
+func listens(addr string) bool {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return false
+	}
+	return c.Close() == nil
+}
+
 // foreign starts a program that is not ours, which the test kills at its end.
 func foreign(t *testing.T, path string, args ...string) {
 	t.Helper()
@@ -62,13 +71,7 @@ func TestAlertmanager(t *testing.T) {
 	url := "http://" + addr
 	foreign(t, am, "--config.file", file(t, "alertmanager.yml", "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n"),
 		"--storage.path", t.TempDir(), "--web.listen-address", addr, "--cluster.listen-address=")
-	until(t, "Alertmanager to listen", func() bool {
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			return false
-		}
-		return c.Close() == nil
-	})
+	until(t, "Alertmanager to listen", func() bool { return listens(addr) })
 	f := newFleet(t, "fw-a")
 	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 60, seconds: 3, recover: 0s, severity: critical}\n"))
 	f.producer("fw-a")

@@ -37,10 +37,12 @@ var (
 	descInsertFail = desc("nf_conntrack_stat_insert_failed", "Entries that could not be inserted.", "firewall")
 	descActive     = desc("ctfleet_active_flows", "Unexpired entries, by events and resyncs; absent while not known.", "firewall")
 	descEvents     = desc("ctfleet_counted_events_total", "Events counted.", "firewall")
+	descOpened     = desc("ctfleet_new_flows_total", "New flows counted.", "firewall")
 	descLost       = desc("ctfleet_producer_lost_events_total", "Events that a producer knows it lost.", "firewall")
 	descMissing    = desc("ctfleet_missing_lost_events_total", "Events sent, by the producer's own count, that never arrived here.", "firewall")
 	descDuplicates = desc("ctfleet_duplicate_batches_total", "Batches that came again.", "firewall")
 	descAge        = desc("ctfleet_firewall_age_seconds", "Time since a firewall's last report.", "firewall")
+	descStopped    = desc("ctfleet_firewall_stopped", "1 when a firewall's producer announced its end, 0 when not.", "firewall")
 	descFirewalls  = desc("ctfleet_firewalls", "Firewalls by state.", "state")
 	descLag        = desc("ctfleet_stream_lag_messages", "Batches in the stream that had not been sent to the aggregator when it counted the last.")
 	descBehind     = desc("ctfleet_stream_lag_seconds", "How long after the server took it the last batch was counted.")
@@ -81,6 +83,11 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 			counter(descInsertFail, f.health.Kernel.InsertFailed, name)
 		}
 		gauge(descAge, now.Sub(f.seen).Seconds(), name)
+		stopped := 0.0
+		if f.health.Stopping {
+			stopped = 1
+		}
+		gauge(descStopped, stopped, name)
 		acc, ok := a.counter.Account(name)
 		if !ok {
 			continue
@@ -89,6 +96,7 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 			gauge(descActive, float64(acc.Active), name)
 		}
 		counter(descEvents, acc.Events, name)
+		counter(descOpened, acc.Opened, name)
 		counter(descLost, acc.Lost, name)
 		counter(descMissing, acc.Missing, name)
 		counter(descDuplicates, acc.Duplicates, name)

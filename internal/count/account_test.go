@@ -117,6 +117,21 @@ func (r *receiver) account() Account {
 	return a
 }
 
+// TestOpened: of what a batch has, the new flows, once.
+func TestOpened(t *testing.T) {
+	rec := newReceiver(t, Config{})
+	evs := make([]events.Event, 6)
+	for i := range evs {
+		evs[i] = events.Event{Type: []events.Type{events.New, events.New, events.Existing, events.Destroy, events.Destroy, events.New}[i], Zone: uint16(i / 5), Orig: events.Tuple{Src: events.Addr{Lo: 1}}}
+	}
+	for range 2 { // the second time it is a duplicate
+		rec.live(events.Header{Boot: events.Boot{1}, Seq: 1, Total: 6, Clean: true}, day, evs...)
+	}
+	if a := rec.account(); a.Opened != 3 || a.Events != 6 || a.Duplicates != 1 {
+		t.Errorf("account is %+v", a)
+	}
+}
+
 func TestMissing(t *testing.T) {
 	rec, send := one(t)
 	want := func(missing, events, duplicates uint64) {

@@ -213,7 +213,7 @@ func (c *Counter) queue(f *firewall, b *events.Batch, offset, stream int64, effe
 	f.epochs.dirty = f.epochs.dirty || effect.pending
 }
 
-// hold adds what events do to the number of flows that a firewall holds.
+// hold adds what events do to the number of flows that a firewall holds, and has opened.
 func (c *Counter) hold(f *firewall, all []events.Brief, m *meaning) {
 	var n [kinds]int64
 	for i := range all {
@@ -222,6 +222,9 @@ func (c *Counter) hold(f *firewall, all []events.Brief, m *meaning) {
 	for k := range m {
 		f.held[0] += n[k] * int64(m[k].gauge[0])
 		f.held[1] += n[k] * int64(m[k].gauge[1])
+		if m[k].series&Opened.series().Bit() != 0 {
+			f.opened += uint64(n[k])
+		}
 	}
 }
 

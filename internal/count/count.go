@@ -204,6 +204,7 @@ type Account struct {
 
 	Seq        uint64 // highest live sequence of the newest boot
 	Events     uint64 // counted from live batches
+	Opened     uint64 // of these, new flows
 	Batches    uint64 // live batches applied
 	Lost       uint64 // as its producers know
 	Missing    uint64 // sent, by the producers' totals, but never arrived here
@@ -251,7 +252,7 @@ func (c *Counter) Account(firewall string) (Account, bool) {
 func (c *Counter) account(f *firewall) Account {
 	a := Account{
 		Firewall: f.name, Realm: f.realm, Boots: uint64(f.nboots), Rivals: rivals(f.boots, c.now),
-		Events: f.events, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
+		Events: f.events, Opened: f.opened, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
 		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
 		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
 		Approximate: f.epochs.approximate(f.newest, c.now), Short: f.epochs.shown.epoch != 0 && c.short(f),

@@ -46,8 +46,8 @@ type firewall struct {
 	pastLost, pastMissing uint64
 	pastLoss              int64
 
-	events, batches, duplicates, tooOld, refused, zoneEvents uint64
-	lastHeard                                                int64
+	events, opened, batches, duplicates, tooOld, refused, zoneEvents uint64
+	lastHeard                                                        int64
 }
 
 // lastLoss is when events were last known to be lost or missing, stream time.

@@ -43,6 +43,12 @@ const (
 	atMost = 30 * time.Second
 )
 
+// Results of an attempt to tell, a label of ctfleet_notify_total.
+const (
+	resultOK     = "ok"
+	resultFailed = "failed"
+)
+
 // Notifier keeps what is to be told to each target. Put may be called by any
 // goroutine.
 type Notifier struct {
@@ -86,6 +92,9 @@ func New(cfg Config) (*Notifier, error) {
 		}
 		if t.path != "" {
 			u = u.JoinPath(t.path)
+		}
+		for _, result := range []string{resultOK, resultFailed} {
+			sent.WithLabelValues(t.name, result) // from 0 on: who watches for a rise does not see the first otherwise
 		}
 		n.targets = append(n.targets, &target{
 			name: t.name, url: u.String(), body: t.body, every: cfg.Every, log: cfg.Log.With("target", t.name), sent: sent,
@@ -180,11 +189,11 @@ func (t *target) tell(ctx context.Context, all bool) {
 			err = t.post(context.WithoutCancel(ctx), body)
 		}
 		if err == nil {
-			t.sent.WithLabelValues(t.name, "ok").Inc()
+			t.sent.WithLabelValues(t.name, resultOK).Inc()
 			t.told(changed)
 			return
 		}
-		t.sent.WithLabelValues(t.name, "failed").Inc()
+		t.sent.WithLabelValues(t.name, resultFailed).Inc()
 		t.log.Warn("cannot tell of alerts, retrying", "alerts", len(alerts), "in", pause, "error", err)
 		if !daemon.Sleep(ctx, pause) {
 			return

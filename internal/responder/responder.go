@@ -91,6 +91,9 @@ const (
 	maxSending = 256
 )
 
+// outcomes are those that a decision can have.
+var outcomes = []string{events.OutcomeCommanded, events.OutcomeSimulated, events.OutcomeDeclined, events.OutcomeFailed, events.OutcomeProposed, events.OutcomeDenied, events.OutcomeExpired}
+
 // Responder acts on alerts.
 type Responder struct {
 	file   policy.File
@@ -142,6 +145,9 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),
 		circuit:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctfleet_circuit_open", Help: "1 while policies only observe, since a budget was spent or an operator said so."}),
+	}
+	for _, outcome := range outcomes {
+		r.decisions.WithLabelValues(outcome) // from 0 on: who watches for a rise does not see the first otherwise
 	}
 	if r.trust == nil {
 		r.trust, _ = seal.OpenTrust("") // nobody; reads nothing
