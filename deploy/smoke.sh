@@ -20,6 +20,7 @@ netns=ctfleet-smoke-$$
 engine=
 export DOCKER_HOST=unix://$work/docker.sock
 export DOCKER_BUILDKIT=0 COMPOSE_PROJECT_NAME=ctfleet-smoke
+export CTFLEET_HTTP_TOKEN_FILE=$work/http-token
 export CTFLEET_IMAGE=ctfleet:smoke NATS_IMAGE=nats:smoke CTFLEET_NAME=fw-smoke
 
 say() { printf -- '--- %s (%d s)\n' "$*" "$SECONDS"; }
@@ -86,6 +87,7 @@ docker build -q --network none --build-arg BUILD_IMAGE=toolchain:smoke --build-a
 docker image inspect -f 'image of {{.Size}} bytes' "$CTFLEET_IMAGE"
 
 say 'the centre'
+install -m 640 -g 65532 <(head -c 24 /dev/urandom | base64) "$CTFLEET_HTTP_TOKEN_FILE"
 centre up -d --no-build
 say 'a firewall'
 here nft -f - <<'NFT'
@@ -127,6 +129,16 @@ lost=$(ask firewalls list -o json | python_json 'print(sum(f["lost"] + f["missin
 echo "counted $src by source, $dst by destination, lost $lost"
 [ "$src" = "$flows" ] && [ "$dst" = "$flows" ] && [ "$lost" = 0 ] || { echo "want $flows, $flows and 0"; exit 1; }
 
+api() { # TOKEN: the status of an answer
+  here python3 - "$1" <<'PY'
+import sys, urllib.error, urllib.request
+request = urllib.request.Request("http://127.0.0.1:8080/api/v1/firewalls", headers={"Authorization": "Bearer " + sys.argv[1]})
+try:
+    print(urllib.request.urlopen(request, timeout=10).status)
+except urllib.error.HTTPError as e:
+    print(e.code)
+PY
+}
 say 'rights'
 rights() { # CONTAINER: uid and effective capabilities
   local pid
@@ -138,6 +150,10 @@ expect 'uid and capabilities of the producer' "$(rights "$(firewall ps -q produc
 for role in aggregator responder; do
   expect "uid and capabilities of the $role" "$(rights "$(centre ps -q $role)")" '65532 0000000000000000'
 done
+
+say 'who may use the API'
+expect 'status with the token' "$(api "$(cat "$CTFLEET_HTTP_TOKEN_FILE")")" 200
+expect 'status with another' "$(api wrong)" 401
 
 say 'a clean stop'
 producer=$(firewall ps -q producer) aggregator=$(centre ps -q aggregator) responder=$(centre ps -q responder)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -34,7 +35,7 @@ func Register(mux *http.ServeMux, src Source) {
 			fail(w, err)
 			return
 		}
-		answer(w, http.StatusOK, reply)
+		answer(w, reply)
 	})
 	mux.HandleFunc("GET /api/v1/firewalls", plain(func() any { return src.Firewalls() }))
 	mux.HandleFunc("GET /api/v1/alerts", plain(func() any { return src.Alerts() }))
@@ -61,7 +62,7 @@ func plain(view func() any) http.HandlerFunc {
 			fail(w, err)
 			return
 		}
-		answer(w, http.StatusOK, view())
+		answer(w, view())
 	}
 }
 
@@ -129,13 +130,11 @@ func fail(w http.ResponseWriter, err error) {
 	if e, ok := errors.AsType[unavailable](err); ok && e.Unavailable() {
 		code = http.StatusServiceUnavailable
 	}
-	answer(w, code, map[string]string{"error": err.Error()})
+	daemon.Problem(w, code, err.Error())
 }
 
-func answer(w http.ResponseWriter, code int, v any) {
+func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(v) // the client may have gone
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -41,7 +42,7 @@ func get(t *testing.T, src Source, method, target string) *httptest.ResponseReco
 	mux := http.NewServeMux()
 	Register(mux, src)
 	w := httptest.NewRecorder()
-	mux.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	daemon.Problems(mux).ServeHTTP(w, httptest.NewRequest(method, target, nil))
 	return w
 }
 
@@ -74,17 +75,31 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+// problem returns the detail of an answer that must be one with this status.
+func problem(t *testing.T, w *httptest.ResponseRecorder, status int) string {
+	t.Helper()
+	var p struct {
+		Type, Title, Detail string
+		Status              int
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+		t.Fatalf("%s: %v", w.Body, err)
+	}
+	if w.Code != status || p.Status != status || p.Type != "about:blank" || p.Title != http.StatusText(status) || p.Detail == "" ||
+		w.Header().Get("Content-Type") != "application/problem+json" {
+		t.Errorf("%d %v %s, want problem %d", w.Code, w.Header(), w.Body, status)
+	}
+	return p.Detail
+}
+
 func TestBadRequests(t *testing.T) {
 	f := func(path, want string) {
 		t.Helper()
 		src := &source{}
 		w := get(t, src, http.MethodGet, path)
-		var body map[string]string
-		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
-			t.Fatalf("%s: %s: %v", path, w.Body, err)
-		}
-		if w.Code != http.StatusBadRequest || len(body) != 1 || !strings.Contains(body["error"], want) || src.asked != nil {
-			t.Errorf("%s: %d %v, want %q", path, w.Code, body, want)
+		detail := problem(t, w, http.StatusBadRequest)
+		if !strings.Contains(detail, want) || src.asked != nil {
+			t.Errorf("%s: %s, want %q", path, detail, want)
 		}
 	}
 	f("/api/v1/top?windw=10", `unknown parameter "windw"`)
@@ -112,8 +127,8 @@ func TestBadRequests(t *testing.T) {
 
 func TestSourceRefuses(t *testing.T) {
 	w := get(t, &source{err: errors.New("windows kept: 10s, 60s")}, http.MethodGet, "/api/v1/top?window=11")
-	if w.Code != http.StatusBadRequest || w.Body.String() != `{"error":"windows kept: 10s, 60s"}`+"\n" {
-		t.Errorf("%d %s", w.Code, w.Body)
+	if detail := problem(t, w, http.StatusBadRequest); detail != "windows kept: 10s, 60s" {
+		t.Error(detail)
 	}
 }
 
@@ -125,7 +140,7 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%s: %d %s, want %s", path, w.Code, w.Body, want)
 		}
 		h := w.Header()
-		if h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Access-Control-Allow-Origin") != "" {
+		if h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-store" || h.Get("Access-Control-Allow-Origin") != "" {
 			t.Errorf("%s: header %v", path, h)
 		}
 	}
@@ -155,15 +170,17 @@ func TestFirewallKeys(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	for _, path := range []string{"/api/v1/top", "/api/v1/firewalls", "/api/v1/alerts", "/"} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
-			if w := get(t, &source{}, method, path); w.Code != http.StatusMethodNotAllowed {
-				t.Errorf("%s %s: %d", method, path, w.Code)
+			w := get(t, &source{}, method, path)
+			problem(t, w, http.StatusMethodNotAllowed)
+			if w.Header().Get("Allow") != "GET, HEAD" {
+				t.Errorf("%s %s: %v", method, path, w.Header())
 			}
 		}
 	}
 	if w := get(t, &source{}, http.MethodGet, "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "/api/v1/top") {
 		t.Errorf("/: %d %s", w.Code, w.Body)
 	}
-	if w := get(t, &source{}, http.MethodGet, "/api/v1/none"); w.Code != http.StatusNotFound {
-		t.Errorf("an unknown path: %d", w.Code)
+	if detail := problem(t, get(t, &source{}, http.MethodGet, "/api/v1/none%1b"), http.StatusNotFound); detail != `there is nothing at "/api/v1/none\x1b"` {
+		t.Error(detail)
 	}
 }
