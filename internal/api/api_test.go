@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,15 +11,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // source answers with fixed views and remembers what it was asked.
 type source struct {
-	asked *events.TopQuery
-	err   error
+	asked    *events.TopQuery
+	question string // any other
+	err      error
 }
 
 func (s *source) Top(q *events.TopQuery) (*events.TopReply, error) {
@@ -33,8 +37,19 @@ func (*source) Firewalls() *events.FirewallsReply {
 	return &events.FirewallsReply{Head: events.Head{V: 1}, Firewalls: []events.FirewallStatus{{Health: events.Health{Firewall: "fw-a", Realm: "default"}, State: events.StateFresh}}}
 }
 
-func (*source) Alerts() *events.AlertsReply {
-	return &events.AlertsReply{Head: events.Head{V: 1}, Alerts: []events.Alert{}}
+func (s *source) Alerts(_ context.Context, q *events.AlertsQuery) (*events.AlertsReply, error) {
+	s.question = fmt.Sprintf("%s since %d", q.State, q.Since)
+	return &events.AlertsReply{Head: events.Head{V: 1}, Alerts: []events.Alert{}}, s.err
+}
+
+func (s *source) Address(_ context.Context, q *events.AddressQuery) (*events.AddressReply, error) {
+	s.question = fmt.Sprintf("%s in %q", q.Address, q.Realm)
+	return &events.AddressReply{Head: events.Head{V: 1}, Address: q.Address}, s.err
+}
+
+func (s *source) Audit(_ context.Context, since int64, key, firewall string, limit int) (*audit.List, error) {
+	s.question = fmt.Sprintf("%q on %q since %d, %d", key, firewall, since, limit)
+	return &audit.List{Entries: []audit.Entry{}}, s.err
 }
 
 func get(t *testing.T, src Source, method, target string) *httptest.ResponseRecorder {
@@ -57,10 +72,40 @@ func TestTopParameters(t *testing.T) {
 	f("", events.TopQuery{})
 	f("?by=dst&metric=active&window=60&firewall=fw-a&realm=branch&limit=5",
 		events.TopQuery{By: "dst", Metric: "active", WindowS: 60, Firewall: "fw-a", Realm: "branch", Limit: 5})
+	f("?prefix=2001:DB8::/32&allowlisted=hide", events.TopQuery{Prefix: "2001:db8::/32", Allowlisted: "hide"})
+	f("?prefix=198.51.100.7/32", events.TopQuery{Prefix: "198.51.100.7"})
 	f("?realm=branch_z7", events.TopQuery{Realm: "branch_z7"})
 	f("?at=1795615500000", events.TopQuery{At: 1795615500000})
 	f("?at=2026-11-25T14:05:00Z&metric=active", events.TopQuery{Metric: "active", At: 1795615500000})
 	f("?at=2026-11-25T15:05:00%2B01:00", events.TopQuery{At: 1795615500000})
+}
+
+func TestQuestions(t *testing.T) {
+	f := func(path, want string) {
+		t.Helper()
+		src := &source{}
+		if w := get(t, src, http.MethodGet, "/api/v1/"+path); w.Code != http.StatusOK || src.question != want {
+			t.Errorf("%s: %d %s, asked %s, want %s", path, w.Code, w.Body, src.question, want)
+		}
+	}
+	f("alerts", " since 0")
+	f("alerts?state=past&since=2026-11-25T14:05:00Z", "past since 1795615500000")
+	f("alerts?state=firing&since=1795615500000", "firing since 1795615500000")
+	f("addresses/198.51.100.7", `198.51.100.7 in ""`)
+	f("addresses/2001:db8::7?realm=branch", `2001:db8::7 in "branch"`)
+	f("audit", `"" on "" since 0, 1000`)
+	f("audit?since=1795615500000&address=2001:DB8::7&firewall=fw-a&limit=5", `"2001:db8::7" on "fw-a" since 1795615500000, 5`)
+
+	src := &source{}
+	get(t, src, http.MethodGet, "/api/v1/audit?since=90m")
+	var since int64
+	if _, err := fmt.Sscanf(src.question, `"" on "" since %d, 1000`, &since); err != nil || time.Since(time.UnixMilli(since)).Round(time.Minute) != 90*time.Minute {
+		t.Errorf("%s: %v", src.question, err)
+	}
+	src = &source{err: readError{errors.New("no connection")}}
+	for _, path := range []string{"alerts", "addresses/198.51.100.7", "audit"} {
+		problem(t, get(t, src, http.MethodGet, "/api/v1/"+path), http.StatusServiceUnavailable)
+	}
 }
 
 // readError is the error of a source that cannot read.
@@ -120,6 +165,22 @@ func TestBadRequests(t *testing.T) {
 	f("/api/v1/top?by=src&by=dst", "given 2 times")
 	f("/api/v1/top?by=%zz", "invalid URL escape")
 	f("/api/v1/top?by=src;metric=new", "semicolon")
+	f("/api/v1/top?prefix=x", `parameter prefix: "x" is neither`)
+	f("/api/v1/top?prefix=198.51.100.7/24", `has bits beyond its length`)
+	f("/api/v1/top?allowlisted=show", `allowlisted: "show"`)
+	f("/api/v1/alerts?state=over", `state: "over"`)
+	f("/api/v1/alerts?since=soon", `parameter since: "soon" is no time`)
+	f("/api/v1/alerts?since=-1h", `parameter since: "-1h" is not how long ago`)
+	f("/api/v1/alerts?since=9999999999999999", "is no time in Unix ms")
+	f("/api/v1/addresses/198.51.100.0%2f24", `"198.51.100.0/24" is no IP address`)
+	f("/api/v1/addresses/fe80::1%25eth0", "is no IP address")
+	f("/api/v1/addresses/%1b[2J", `"\x1b[2J" is no IP address`)
+	f("/api/v1/addresses/198.51.100.7?realm=A", "realm")
+	f("/api/v1/addresses/198.51.100.7?window=10", `unknown parameter "window", these are known: realm`)
+	f("/api/v1/audit?address=all", `parameter address: "all" is neither`)
+	f("/api/v1/audit?firewall=fleet", "reserved")
+	f("/api/v1/audit?limit=0", "parameter limit: 0 is not within 1 to 10000")
+	f("/api/v1/audit?limit=10001", "parameter limit")
 	f("/api/v1/firewalls?realm=a", `unknown parameter "realm"`)
 	f("/api/v1/alerts?x", `unknown parameter "x"`)
 	f("/api/v1/alerts?%zz", "invalid URL escape")
