@@ -96,7 +96,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	}
 	health := daemon.Health{Ready: a.Ready}
 	mux := daemon.Mux(reg, health)
-	api.Register(mux, a)
+	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		log.Info("serving", "url", "http://"+listener.Addr().String()+"/")
 	}
@@ -106,6 +106,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return daemon.Serve(ctx, metrics, daemon.Mux(reg, health), log) })
 	g.Go(func() error { return daemon.Serve(ctx, listener, f.Guard(daemon.Problems(mux)), log) })
+	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return a.Run(ctx) })
 	return g.Wait()
 }

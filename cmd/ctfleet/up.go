@@ -120,7 +120,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		return err
 	}
 	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
-	api.Register(mux, a)
+	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		fmt.Printf("API:  http://%s/\n", listener.Addr())
 	}
@@ -130,6 +130,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return daemon.Serve(ctx, listener, c.Guard(daemon.Problems(mux)), log) })
+	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
 	g.Go(func() error {

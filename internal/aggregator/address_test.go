@@ -1,12 +1,14 @@
 package aggregator
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -99,6 +101,49 @@ func TestAddress(t *testing.T) {
 	}
 	if _, err := agg.Address(t.Context(), &events.AddressQuery{Address: "fw-a"}); err == nil {
 		t.Error("a name is no address")
+	}
+}
+
+// TestWatch hears what comes, and not what was.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	a, agg := story(t)
+	heard := make(chan string, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- agg.Watch(ctx, func(al *events.Alert) { heard <- al.ID }, func(e *audit.Entry) { heard <- e.Actor + " " + e.Verb })
+	}()
+	want := func(what string, again func()) {
+		t.Helper()
+		for {
+			again() // it may not have begun to listen
+			select {
+			case got := <-heard:
+				if got != what {
+					t.Fatalf("heard %s, want %s", got, what)
+				}
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+	al := events.Alert{ID: "later", Rule: "new-flows", State: events.Resolved, Realm: "default", Scope: "fleet", Key: "198.18.0.9"}
+	want("later", func() { a.send(alertSubject(&al), &al) })
+	for drained := false; !drained; {
+		select {
+		case <-heard:
+		case <-time.After(200 * time.Millisecond):
+			drained = true
+		}
+	}
+	want("fw-a flush", func() {
+		a.send(events.AuditSubject("fw-a", "flush"), &events.Receipt{Firewall: "fw-b", Verb: "flush", Refused: []events.Refusal{}}) // forged
+		a.send(events.AuditSubject("fw-a", "flush"), &events.Receipt{Firewall: "fw-a", Verb: "flush", Refused: []events.Refusal{}})
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -68,6 +68,7 @@ type Aggregator struct {
 	guard  *bus.Mirror // of CT_GUARD
 
 	intake chan message
+	begun  chan struct{} // closed when the streams are there and nothing was judged yet
 	reads  chan struct{} // one for each who reads the streams to answer a question
 
 	mu sync.Mutex // guards what follows
@@ -100,7 +101,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), reads: make(chan struct{}, readsAtOnce),
+		intake: make(chan message, 1024), begun: make(chan struct{}), reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
@@ -156,6 +157,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 			return nil
 		}
 	}
+	close(a.begun)
 	stopHealth, err := a.conn.Subscribe(events.SubjectHealth+".*", a.takeHealth)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 //
 //	api.go        the questions
 //	params.go     their parameters
+//	stream.go     what happens, as it happens
 package api
 
 import (
@@ -12,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -28,6 +31,9 @@ type Source interface {
 	// Audit returns the latest entries since a time (Unix ms; 0: the last hour) that
 	// concern a key and a firewall, where they are not empty.
 	Audit(ctx context.Context, since int64, key, firewall string, limit int) (*audit.List, error)
+	// Watch calls the functions for each alert and each entry of the audit from now on,
+	// until ctx ends.
+	Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error
 }
 
 // How many entries of the audit are answered with.
@@ -36,8 +42,11 @@ const (
 	maxEntries     = 10_000
 )
 
-// Register adds the API to mux.
-func Register(mux *http.ServeMux, src Source) {
+// Register adds the API to mux, and its metrics to reg, which may be nil. The stream it
+// returns must run for events to come.
+func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream {
+	stream := newStream(src, reg)
+	mux.Handle("GET /api/v1/stream", stream)
 	get := func(path string, view func(*http.Request) (any, error)) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			v, err := view(r)
@@ -109,9 +118,11 @@ func Register(mux *http.ServeMux, src Source) {
 /api/v1/alerts?state=firing                        also state=past and since=
 /api/v1/addresses/198.51.100.7                     also realm=
 /api/v1/audit?since=1h                             also address=, firewall= and limit=
+/api/v1/stream                                     server-sent events
 /metrics  /healthz  /readyz
 `)
 	})
+	return stream
 }
 
 // unavailable are the errors that are not the asker's.

@@ -23,6 +23,8 @@ type source struct {
 	asked    *events.TopQuery
 	question string // any other
 	err      error
+	alerts   chan *events.Alert
+	entries  chan *audit.Entry
 }
 
 func (s *source) Top(q *events.TopQuery) (*events.TopReply, error) {
@@ -47,6 +49,20 @@ func (s *source) Address(_ context.Context, q *events.AddressQuery) (*events.Add
 	return &events.AddressReply{Head: events.Head{V: 1}, Address: q.Address}, s.err
 }
 
+// Watch passes on what a test sends.
+func (s *source) Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case al := <-s.alerts:
+			alert(al)
+		case e := <-s.entries:
+			entry(e)
+		}
+	}
+}
+
 func (s *source) Audit(_ context.Context, since int64, key, firewall string, limit int) (*audit.List, error) {
 	s.question = fmt.Sprintf("%q on %q since %d, %d", key, firewall, since, limit)
 	return &audit.List{Entries: []audit.Entry{}}, s.err
@@ -55,7 +71,7 @@ func (s *source) Audit(_ context.Context, since int64, key, firewall string, lim
 func get(t *testing.T, src Source, method, target string) *httptest.ResponseRecorder {
 	t.Helper()
 	mux := http.NewServeMux()
-	Register(mux, src)
+	Register(mux, src, nil)
 	w := httptest.NewRecorder()
 	daemon.Problems(mux).ServeHTTP(w, httptest.NewRequest(method, target, nil))
 	return w
