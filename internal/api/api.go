@@ -3,6 +3,7 @@
 //
 //	api.go        the questions
 //	params.go     their parameters
+//	openapi.yaml  what there is, for machines
 //	stream.go     what happens, as it happens
 package api
 
@@ -47,6 +48,7 @@ const (
 func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream {
 	stream := newStream(src, reg)
 	mux.Handle("GET /api/v1/stream", stream)
+	mux.HandleFunc("GET /api/v1/openapi.yaml", openapi)
 	get := func(path string, view func(*http.Request) (any, error)) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			v, err := view(r)
@@ -119,6 +121,7 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 /api/v1/addresses/198.51.100.7                     also realm=
 /api/v1/audit?since=1h                             also address=, firewall= and limit=
 /api/v1/stream                                     server-sent events
+/api/v1/openapi.yaml                               all of this, for machines
 /metrics  /healthz  /readyz
 `)
 	})
