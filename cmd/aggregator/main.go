@@ -26,7 +26,8 @@ const description = `Counts flows per address across the fleet, judges them by r
 type flags struct {
 	aggregator.Options
 	bus.Flags
-	Listen       string       `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	Listen string `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	daemon.Access
 	EmbeddedNATS bool         `name:"embedded-nats" help:"Run a NATS server in this process instead of using --nats-url. Its URL with credentials is written to the file url in --embedded-dir."`
 	EmbeddedDir  string       `default:"ctfleet-nats" type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams (${default})."`
 	NATSListen   string       `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded server listens (${default}); port 0 is a free one."`
@@ -39,6 +40,9 @@ func main() {
 	rules, err := f.Load()
 	if err == nil {
 		err = f.CheckHistory()
+	}
+	if err == nil {
+		err = f.CheckAccess(f.Listen)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "aggregator:", err)
@@ -77,7 +81,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 		log.Info("embedded NATS", "address", server.Addr(), "url_file", path)
 		cfg.Server = server
 	}
-	listener, err := daemon.Listen(f.Listen)
+	listener, err := f.Open(f.Listen)
 	if err != nil {
 		return err
 	}
@@ -92,7 +96,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	}
 	health := daemon.Health{Ready: a.Ready}
 	mux := daemon.Mux(reg, health)
-	api.Register(mux, a)
+	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		log.Info("serving", "url", "http://"+listener.Addr().String()+"/")
 	}
@@ -101,7 +105,8 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return daemon.Serve(ctx, metrics, daemon.Mux(reg, health), log) })
-	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
+	g.Go(func() error { return daemon.Serve(ctx, listener, f.Guard(daemon.Problems(mux)), log) })
+	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return a.Run(ctx) })
 	return g.Wait()
 }

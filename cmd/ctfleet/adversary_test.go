@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/traffic"
@@ -23,7 +24,7 @@ const adversaryRules = `rules:
 // receipts returns the receipts of a firewall's flushes in the audit.
 func (f *fleet) receipts(firewall string) (out []events.Receipt) {
 	f.t.Helper()
-	for _, e := range parse[struct{ Entries []auditEntry }](f.t, f.run(f.t, "ctfleet", "audit", "list", "-o", "json", "--firewall", firewall).stdout).Entries {
+	for _, e := range parse[struct{ Entries []audit.Entry }](f.t, f.run(f.t, "ctfleet", "audit", "list", "-o", "json", "--firewall", firewall).stdout).Entries {
 		if e.Verb == events.VerbFlush {
 			out = append(out, *e.Receipt)
 		}
@@ -228,7 +229,7 @@ func TestKilledResponder(t *testing.T) {
 	until(t, "all to be gone", func() bool { n, err := f.lab.Firewall("fw-a").Entries(); return err == nil && n == 0 })
 	time.Sleep(time.Second) // for whatever would be done twice
 	commanded, deleting := map[string]int{}, map[string]int{}
-	for _, e := range parse[struct{ Entries []auditEntry }](t, f.run(t, "ctfleet", "audit", "list", "-o", "json").stdout).Entries {
+	for _, e := range parse[struct{ Entries []audit.Entry }](t, f.run(t, "ctfleet", "audit", "list", "-o", "json").stdout).Entries {
 		switch {
 		case e.Decision != nil && e.Decision.Outcome == events.OutcomeCommanded:
 			commanded[e.Decision.Address+" "+e.Decision.ID]++

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -23,17 +23,6 @@ type auditListCmd struct {
 	Since    time.Duration `default:"1h" placeholder:"DURATION" help:"How far back (${default})."`
 	Address  string        `placeholder:"ADDRESS" help:"Only what concerns this address."`
 	Firewall string        `placeholder:"NAME" help:"Only what concerns this firewall."`
-}
-
-// auditEntry is one line of the audit: exactly one of Receipt, Decision and Act.
-type auditEntry struct {
-	Time     time.Time        `json:"time"` // the stream's
-	Actor    string           `json:"actor"`
-	Verb     string           `json:"verb"`
-	Receipt  *events.Receipt  `json:"receipt,omitempty"`
-	Decision *events.Decision `json:"decision,omitempty"`
-	Act      *events.Act      `json:"act,omitempty"`
-	Unsigned string           `json:"unsigned,omitempty"` // why an operator's act may be somebody else's
 }
 
 func (c *auditListCmd) Run(ctx context.Context) error {
@@ -56,7 +45,7 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	entries := []auditEntry{}
+	entries := []audit.Entry{}
 	begin := time.Now().Add(-c.Since)
 	last, err := lastAudit(ctx, conn, begin)
 	if err != nil {
@@ -66,7 +55,7 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{Time: begin}, func(m bus.Msg) {
-			if e, ok := readAudit(m, trust); ok && c.wanted(&e) {
+			if e, ok := readAudit(m, trust); ok && e.Concerns(c.Address, c.Firewall) {
 				entries = append(entries, e)
 			}
 			if m.Seq >= last {
@@ -78,12 +67,12 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 		}
 	}
 	if c.Output == "json" {
-		return printJSON(os.Stdout, map[string]any{"entries": entries})
+		return printJSON(os.Stdout, audit.List{Entries: entries})
 	}
 	t := newTable(os.Stdout, c.Output, "TIME", "ACTOR", "VERB", "ID", "WHAT", "WHY")
 	for i := range entries {
 		e := &entries[i]
-		id, what, why := e.summary()
+		id, what, why := auditSummary(e)
 		t.add(e.Time.Local().Format(time.DateTime), e.Actor, e.Verb, id, what, why)
 	}
 	return t.flush()
@@ -99,68 +88,16 @@ func lastAudit(ctx context.Context, conn *bus.Conn, begin time.Time) (uint64, er
 	return state.LastSeq, nil
 }
 
-// actVerbs are what an operator's key must be trusted for.
-var actVerbs = map[string]string{
-	events.VerbAllowlist: seal.VerbAllowlist, events.VerbApproval: seal.VerbApprove, events.VerbCircuit: seal.VerbGuard, events.VerbMode: seal.VerbGuard,
-}
-
-// readAudit decodes an entry. The subject says who wrote it: a receipt that
-// claims to come from another firewall is shown as what it is.
-func readAudit(m bus.Msg, trust *seal.Trust) (auditEntry, bool) {
-	tail := events.SubjectTail(m.Subject, events.SubjectAudit)
-	if len(tail) != 2 {
-		return auditEntry{}, false
-	}
-	e := auditEntry{Time: m.Time, Actor: tail[0], Verb: tail[1]}
-	if verb, ok := actVerbs[e.Verb]; ok {
-		e.Act = &events.Act{}
-		if err := events.Unmarshal(m.Data, e.Act); err != nil {
-			complain("refused a message on %q: %v", m.Subject, err)
-			return e, false
-		}
-		if e.Actor == events.ActorOperator {
-			party, err := trust.Verify(m.Seal, verb, m.Subject, m.Data)
-			if e.Act.Who = party.Name; err != nil {
-				e.Unsigned = err.Error()
-			}
-		}
-		return e, true
-	}
-	if e.Verb == events.VerbDecision {
-		e.Decision = &events.Decision{}
-		if err := events.Unmarshal(m.Data, e.Decision); err != nil {
-			complain("refused a message on %q: %v", m.Subject, err)
-			return e, false
-		}
-		return e, true
-	}
-	e.Receipt = &events.Receipt{}
-	if err := events.Unmarshal(m.Data, e.Receipt); err != nil {
+// readAudit decodes an entry, and complains about one that is none.
+func readAudit(m bus.Msg, trust *seal.Trust) (audit.Entry, bool) {
+	e, err := audit.Read(&m, trust)
+	if err != nil {
 		complain("refused a message on %q: %v", m.Subject, err)
-		return e, false
 	}
-	if e.Receipt.Firewall != e.Actor {
-		complain("%s wrote a receipt in the name of %s", e.Actor, e.Receipt.Firewall)
-		return e, false
-	}
-	return e, true
+	return e, err == nil
 }
 
-func (c *auditListCmd) wanted(e *auditEntry) bool {
-	address, firewalls := []string{}, []string{e.Actor}
-	if e.Receipt != nil {
-		address = e.Receipt.Addresses
-	}
-	if e.Decision != nil {
-		address, firewalls = []string{e.Decision.Key, e.Decision.Address}, e.Decision.Firewalls
-	}
-	if e.Act != nil {
-		address, firewalls = []string{e.Act.Key}, nil
-	}
-	return (c.Address == "" || slices.Contains(address, c.Address)) && (c.Firewall == "" || slices.Contains(firewalls, c.Firewall))
-}
-
-func (e *auditEntry) summary() (id, what, why string) {
+func auditSummary(e *audit.Entry) (id, what, why string) {
 	if d := e.Decision; d != nil {
 		if why = d.Reason; d.Who != "" {
 			why = d.Who + ": " + why

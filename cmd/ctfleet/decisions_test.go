@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -49,7 +50,7 @@ allowlist:
 		time.Sleep(100 * time.Millisecond)
 		clear(got)
 		r := f.run(t, "ctfleet", "audit", "list", "-o", "json")
-		for _, e := range parse[struct{ Entries []auditEntry }](t, r.stdout).Entries {
+		for _, e := range parse[struct{ Entries []audit.Entry }](t, r.stdout).Entries {
 			switch d := e.Decision; {
 			case e.Act != nil:
 			case d == nil:

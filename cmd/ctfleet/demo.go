@@ -18,16 +18,20 @@ import (
 )
 
 type demoCmd struct {
-	Duration   time.Duration `help:"End after this long; without it, run until Ctrl-C."`
-	Output     string        `short:"o" enum:"human,json" default:"human" help:"human, or json: one object at the end, nothing else on standard output."`
-	Listen     string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the API here (${default}: a free port)."`
-	NATSListen string        `name:"nats-listen" default:"127.0.0.1:0" placeholder:"ADDR" help:"Where NATS is reached, without credentials (${default}: a free port)."`
-	LogLevel   slog.Level    `default:"error" help:"Log the roles at debug, info, warn or error, to standard error."`
+	Duration time.Duration `help:"End after this long; without it, run until Ctrl-C."`
+	Output   string        `short:"o" enum:"human,json" default:"human" help:"human, or json: one object at the end, nothing else on standard output."`
+	Listen   string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the API here (${default}: a free port)."`
+	daemon.Access
+	NATSListen string     `name:"nats-listen" default:"127.0.0.1:0" placeholder:"ADDR" help:"Where NATS is reached, without credentials (${default}: a free port)."`
+	LogLevel   slog.Level `default:"error" help:"Log the roles at debug, info, warn or error, to standard error."`
 }
 
 func (c *demoCmd) Run() error {
 	if c.Duration < 0 {
 		return &exitError{2, fmt.Errorf("--duration: must not be negative, is %s", c.Duration)}
+	}
+	if err := c.CheckAccess(c.Listen); err != nil {
+		return &exitError{2, err}
 	}
 	// The lab may have to live in a user and network namespace of its own; what
 	// the host shall reach is opened before. The process inside gets the
@@ -56,7 +60,7 @@ func (c *demoCmd) show(http, nats net.Listener) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	flags := daemon.Flags{LogFormat: "text", LogLevel: c.LogLevel}
-	cfg := demo.Config{HTTP: http, NATS: nats, Duration: c.Duration, Log: flags.Logger(os.Stderr)}
+	cfg := demo.Config{HTTP: http, Access: c.Access, NATS: nats, Duration: c.Duration, Log: flags.Logger(os.Stderr)}
 	program := "ctfleet"
 	if strings.Contains(os.Args[0], "go-build") { // started by go run: there is no ctfleet to type
 		program = "go run ./cmd/ctfleet"

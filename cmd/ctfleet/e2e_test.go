@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -81,10 +82,10 @@ func TestFleet(t *testing.T) {
 
 	t.Run("audit", func(t *testing.T) {
 		verbs := map[string]int{}
-		var entries []auditEntry
+		var entries []audit.Entry
 		until(t, "what came back to be recorded", func() bool { // 2 s after the flush
 			r := f.run(t, "ctfleet", "audit", "list", "-o", "json", "--address", attacker)
-			entries = parse[struct{ Entries []auditEntry }](t, r.stdout).Entries
+			entries = parse[struct{ Entries []audit.Entry }](t, r.stdout).Entries
 			clear(verbs)
 			for _, e := range entries {
 				verbs[e.Actor+" "+e.Verb]++

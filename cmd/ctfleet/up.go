@@ -29,10 +29,11 @@ type upCmd struct {
 	Aggregator aggregator.Options `embed:""`
 	Responder  responder.Options  `embed:""`
 	Listen     string             `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
-	NATSListen string             `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded NATS server listens (${default}); port 0 is a free one."`
-	Dir        string             `type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams and its URL (default: ctfleet in the user's cache directory)."`
-	LogFormat  string             `enum:"text,json" default:"text" help:"text or json."`
-	LogLevel   slog.Level         `default:"info" help:"debug, info, warn or error."`
+	daemon.Access
+	NATSListen string     `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded NATS server listens (${default}); port 0 is a free one."`
+	Dir        string     `type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams and its URL (default: ctfleet in the user's cache directory)."`
+	LogFormat  string     `enum:"text,json" default:"text" help:"text or json."`
+	LogLevel   slog.Level `default:"info" help:"debug, info, warn or error."`
 }
 
 // upLimits keep one host's streams small.
@@ -42,6 +43,9 @@ func (c *upCmd) Run() error {
 	rules, err := c.Aggregator.Load()
 	if err == nil {
 		err = c.Aggregator.CheckHistory()
+	}
+	if err == nil {
+		err = c.CheckAccess(c.Listen)
 	}
 	if err != nil {
 		return &exitError{2, err}
@@ -75,7 +79,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err := os.WriteFile(urlFile, []byte(server.URL()+"\n"), 0o600); err != nil {
 		return fmt.Errorf("write the server's URL: %w", err)
 	}
-	listener, err := daemon.Listen(c.Listen)
+	listener, err := c.Open(c.Listen)
 	if err != nil {
 		return err
 	}
@@ -116,7 +120,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		return err
 	}
 	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
-	api.Register(mux, a)
+	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		fmt.Printf("API:  http://%s/\n", listener.Addr())
 	}
@@ -125,7 +129,8 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		fmt.Printf("Sign what is to be deleted or blocked: --sign-key %s\n", c.keyFile("operator"))
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return daemon.Serve(ctx, listener, mux, log) })
+	g.Go(func() error { return daemon.Serve(ctx, listener, c.Guard(daemon.Problems(mux)), log) })
+	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
 	g.Go(func() error {

@@ -20,7 +20,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/history"
 	"github.com/ctfleet/ctfleet/internal/rule"
-	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -69,6 +68,8 @@ type Aggregator struct {
 	guard  *bus.Mirror // of CT_GUARD
 
 	intake chan message
+	begun  chan struct{} // closed when the streams are there and nothing was judged yet
+	reads  chan struct{} // one for each who reads the streams to answer a question
 
 	mu sync.Mutex // guards what follows
 	core
@@ -100,7 +101,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024),
+		intake: make(chan message, 1024), begun: make(chan struct{}), reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
@@ -119,7 +120,6 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if a.conn, err = bus.Connect(busCfg); err != nil {
 		return nil, errors.Join(err, a.closePast())
 	}
-	everybody, _ := seal.OpenTrust(seal.TrustNone) // alerts are marked; who acts upon them verifies
 	a.allow = allowlist.NewLive(everybody)
 	a.mirror = a.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: a.allow.Begin, Put: a.allowEntry, Done: a.allow.Done})
 	a.guard = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: a.guardValue, Done: func() {}})
@@ -157,12 +157,13 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 			return nil
 		}
 	}
+	close(a.begun)
 	stopHealth, err := a.conn.Subscribe(events.SubjectHealth+".*", a.takeHealth)
 	if err != nil {
 		return err
 	}
 	defer stopHealth()
-	stopService, err := a.serve()
+	stopService, err := a.serve(ctx)
 	if err != nil {
 		return err
 	}

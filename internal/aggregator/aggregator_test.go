@@ -252,8 +252,8 @@ func TestFleetAlert(t *testing.T) {
 	// A restarted aggregator takes over what fires and does not fire it again.
 	stop()
 	a, _ := r.aggregator(newFlows("fleet-wide", 1000, 3), single)
-	if got := a.Alerts().Alerts; len(got) != 1 || got[0].ID != al.ID {
-		t.Errorf("adopted: %+v", got)
+	if got, err := a.Alerts(t.Context(), &events.AlertsQuery{}); err != nil || len(got.Alerts) != 1 || got.Alerts[0].ID != al.ID {
+		t.Errorf("adopted: %+v, %v", got, err)
 	}
 	r.until("its end", func() bool {
 		r.mu.Lock()

@@ -11,6 +11,9 @@
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
 //	view.go         the answers to questions, for the bus and for HTTP
+//	address.go      all that is known of one address
+//	recent.go       alerts and audit of late, as the streams keep them
+//	watch.go        alerts and audit as they come
 //	past.go         each minute into the history, alerts and audit too; answers from it
 //	upkeep.go       resyncs where active is not known
 //	pace.go         how long the fleet's producers shall linger

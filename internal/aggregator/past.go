@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -208,37 +209,13 @@ func readAlert(m bus.Msg, r *history.Record) error {
 	return nil
 }
 
-// readAudit decodes an entry of the audit. The subject says who wrote it; a receipt
-// in the name of another firewall is none.
+// readAudit decodes an entry of the audit.
 func readAudit(m bus.Msg, r *history.Record) error {
-	tail := events.SubjectTail(m.Subject, events.SubjectAudit)
-	if len(tail) != 2 {
-		return errors.New("its subject names no author and no verb")
+	e, err := audit.Read(&m, everybody)
+	if err != nil {
+		return err
 	}
-	var decision events.Decision
-	var act events.Act
-	var receipt events.Receipt
-	r.Actor, r.Verb = tail[0], tail[1]
-	switch r.Verb {
-	case events.VerbDecision:
-		if err := events.Unmarshal(m.Data, &decision); err != nil {
-			return err
-		}
-		r.Decision = &decision
-	case events.VerbAllowlist, events.VerbApproval, events.VerbCircuit, events.VerbMode:
-		if err := events.Unmarshal(m.Data, &act); err != nil {
-			return err
-		}
-		r.Act = &act
-	default:
-		if err := events.Unmarshal(m.Data, &receipt); err != nil {
-			return err
-		}
-		if receipt.Firewall != r.Actor {
-			return fmt.Errorf("it says it is from %s", receipt.Firewall)
-		}
-		r.Receipt = &receipt
-	}
+	r.Actor, r.Verb, r.Decision, r.Act, r.Receipt = e.Actor, e.Verb, e.Decision, e.Act, e.Receipt
 	return nil
 }
 
@@ -249,6 +226,9 @@ const readFor = 3 * time.Second
 func (a *Aggregator) topAt(q *events.TopQuery) (*events.TopReply, error) {
 	if a.past == nil {
 		return nil, errors.New("at: this aggregator keeps no history (aggregator --history FILE)")
+	}
+	if q.Prefix != "" || q.Allowlisted != "" {
+		return nil, errors.New("at: prefix and allowlisted are of now: the history keeps the largest of all")
 	}
 	const window = 60
 	if q.WindowS != 0 && q.WindowS != window {

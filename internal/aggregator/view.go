@@ -2,8 +2,10 @@ package aggregator
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -11,43 +13,57 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/daemon"
-	"github.com/ctfleet/ctfleet/internal/history"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // ServiceName is the micro service of aggregators.
 const ServiceName = "ct-aggregator"
 
-func (a *Aggregator) serve() (stop func(), err error) {
+func (a *Aggregator) serve(ctx context.Context) (stop func(), err error) {
 	return a.conn.Serve(bus.Service{
 		Name: ServiceName, Description: "ctfleet aggregator: the fleet's counts",
 		Metadata: map[string]string{"version": daemon.ProgramVersion()},
 		Endpoints: []bus.Endpoint{
-			{Name: events.QueryTop, Subject: events.QuerySubject(events.QueryTop), Handle: func(r bus.Request) (events.Message, error) {
-				var q events.TopQuery
-				if err := events.Unmarshal(r.Data, &q); err != nil {
-					return nil, &bus.RequestError{Err: err}
-				}
-				top, err := a.Top(&q)
-				if _, ours := errors.AsType[*history.ReadError](err); err != nil && !ours {
-					err = &bus.RequestError{Err: err}
-				}
-				if err != nil {
-					return nil, err
-				}
-				return top, nil
-			}},
-			{Name: events.QueryFirewalls, Subject: events.QuerySubject(events.QueryFirewalls), Handle: func(bus.Request) (events.Message, error) { return a.Firewalls(), nil }},
-			{Name: events.QueryAlerts, Subject: events.QuerySubject(events.QueryAlerts), Handle: func(bus.Request) (events.Message, error) { return a.Alerts(), nil }},
+			question(events.QueryTop, func(q *events.TopQuery) (events.Message, error) { return a.Top(q) }),
+			question(events.QueryFirewalls, func(*events.FirewallsQuery) (events.Message, error) { return a.Firewalls(), nil }),
+			question(events.QueryAlerts, func(q *events.AlertsQuery) (events.Message, error) { return a.Alerts(ctx, q) }),
+			question(events.QueryAddress, func(q *events.AddressQuery) (events.Message, error) { return a.Address(ctx, q) }),
 		},
 	})
+}
+
+// question is an endpoint for one kind of question. An error is the asker's, unless
+// it says that it is not.
+func question[Q any, P interface {
+	*Q
+	events.Message
+}](kind string, answer func(P) (events.Message, error)) bus.Endpoint {
+	return bus.Endpoint{Name: kind, Subject: events.QuerySubject(kind), Handle: func(r bus.Request) (events.Message, error) {
+		q := P(new(Q))
+		if len(r.Data) > 0 { // nothing is a question, too
+			if err := events.Unmarshal(r.Data, q); err != nil {
+				return nil, &bus.RequestError{Err: err}
+			}
+		}
+		m, err := answer(q)
+		if err == nil {
+			return m, nil
+		}
+		if ours, ok := errors.AsType[interface {
+			error
+			Unavailable() bool
+		}](err); !ok || !ours.Unavailable() {
+			err = &bus.RequestError{Err: err}
+		}
+		return nil, err
+	}}
 }
 
 // defaultRows is how many rows a top without a limit has.
 const defaultRows = 20
 
-// Top answers who has the most. Errors are the asker's, but for a
-// [history.ReadError].
+// Top answers who has the most. Errors are the asker's, unless the history could not
+// be read.
 func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	if q.At != 0 {
 		return a.topAt(q)
@@ -87,7 +103,7 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	if place.Firewall != "" {
 		r.Scope = place.Firewall
 	}
-	for _, row := range a.counter.Top(set, place, window, cmp.Or(q.Limit, defaultRows)) {
+	for _, row := range a.counter.TopOf(set, place, window, cmp.Or(q.Limit, defaultRows), a.wanted(q, place.Realm)) {
 		shares := a.counter.Shares(set, place.Realm, row.Key, window)
 		if place.Firewall != "" {
 			shares = map[string]uint64{place.Firewall: row.Value}
@@ -103,6 +119,25 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	r.Stale = a.stale(place.Realm, place.Firewall, time.Now())
 	slices.Sort(r.Stale)
 	return r, nil
+}
+
+// wanted says which keys a question is about; nil: all. The question is a valid one.
+func (a *Aggregator) wanted(q *events.TopQuery, realm string) func(netip.Prefix) bool {
+	within, _ := events.ParsePrefix(q.Prefix)
+	if q.Prefix == "" && q.Allowlisted == "" {
+		return nil
+	}
+	list := a.allow.List(realm, a.mirror.Now())
+	return func(key netip.Prefix) bool {
+		if q.Prefix != "" && !within.Contains(key.Addr()) {
+			return false
+		}
+		if q.Allowlisted == "" {
+			return true
+		}
+		_, listed := list.Covers(key)
+		return !listed
+	}
 }
 
 // Firewalls is the inventory, by name.
@@ -123,20 +158,5 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 		})
 	}
 	slices.SortFunc(r.Firewalls, func(x, y events.FirewallStatus) int { return cmp.Compare(x.Firewall, y.Firewall) })
-	return r
-}
-
-// Alerts are those that fire, newest first, with their present values.
-func (a *Aggregator) Alerts() *events.AlertsReply {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	r := &events.AlertsReply{Head: events.Head{V: events.MessageVersion}, Alerts: []events.Alert{}}
-	firing := a.engine.Firing()
-	for i := range firing {
-		r.Alerts = append(r.Alerts, *a.alert(&firing[i]))
-	}
-	slices.SortFunc(r.Alerts, func(x, y events.Alert) int {
-		return cmp.Or(cmp.Compare(y.Started, x.Started), cmp.Compare(x.ID, y.ID))
-	})
 	return r
 }

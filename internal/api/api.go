@@ -1,121 +1,131 @@
 // Package api serves the views over HTTP, read-only, as JSON whose keys are
-// those of the messages on the bus.
+// those of the messages on the bus:
+//
+//	api.go        the questions
+//	params.go     their parameters
+//	openapi.yaml  what there is, for machines
+//	stream.go     what happens, as it happens
 package api
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
-	"strconv"
-	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ctfleet/ctfleet/internal/audit"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Source answers the questions; the aggregator is one.
+// Source answers the questions; the aggregator is one. An error is the asker's,
+// unless it has a method Unavailable that returns true.
 type Source interface {
 	Top(*events.TopQuery) (*events.TopReply, error)
 	Firewalls() *events.FirewallsReply
-	Alerts() *events.AlertsReply
+	Alerts(context.Context, *events.AlertsQuery) (*events.AlertsReply, error)
+	Address(context.Context, *events.AddressQuery) (*events.AddressReply, error)
+	// Audit returns the latest entries since a time (Unix ms; 0: the last hour) that
+	// concern a key and a firewall, where they are not empty.
+	Audit(ctx context.Context, since int64, key, firewall string, limit int) (*audit.List, error)
+	// Watch calls the functions for each alert and each entry of the audit from now on,
+	// until ctx ends.
+	Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error
 }
 
-// Register adds the API to mux.
-func Register(mux *http.ServeMux, src Source) {
-	mux.HandleFunc("GET /api/v1/top", func(w http.ResponseWriter, r *http.Request) {
-		q, err := topQuery(r)
-		if err != nil {
-			fail(w, err)
-			return
+// How many entries of the audit are answered with.
+const (
+	defaultEntries = 1000
+	maxEntries     = 10_000
+)
+
+// Register adds the API to mux, and its metrics to reg, which may be nil. The stream it
+// returns must run for events to come.
+func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream {
+	stream := newStream(src, reg)
+	mux.Handle("GET /api/v1/stream", stream)
+	mux.HandleFunc("GET /api/v1/openapi.yaml", openapi)
+	get := func(path string, view func(*http.Request) (any, error)) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			v, err := view(r)
+			if err != nil {
+				fail(w, err)
+				return
+			}
+			answer(w, v)
+		})
+	}
+	get("/api/v1/top", func(r *http.Request) (any, error) {
+		q := &events.TopQuery{}
+		err := parse(r, text("by", &q.By), text("metric", &q.Metric), number("window", &q.WindowS), firewall(&q.Firewall), text("realm", &q.Realm),
+			number("limit", &q.Limit), prefix("prefix", &q.Prefix), text("allowlisted", &q.Allowlisted), moment("at", &q.At))
+		if err == nil {
+			err = q.Validate()
 		}
-		reply, err := src.Top(q)
 		if err != nil {
-			fail(w, err)
-			return
+			return nil, err
 		}
-		answer(w, http.StatusOK, reply)
+		return src.Top(q)
 	})
-	mux.HandleFunc("GET /api/v1/firewalls", plain(func() any { return src.Firewalls() }))
-	mux.HandleFunc("GET /api/v1/alerts", plain(func() any { return src.Alerts() }))
+	get("/api/v1/firewalls", func(r *http.Request) (any, error) {
+		if err := parse(r); err != nil {
+			return nil, err
+		}
+		return src.Firewalls(), nil
+	})
+	get("/api/v1/alerts", func(r *http.Request) (any, error) {
+		q := &events.AlertsQuery{}
+		err := parse(r, text("state", &q.State), since(&q.Since))
+		if err == nil {
+			err = q.Validate()
+		}
+		if err != nil {
+			return nil, err
+		}
+		return src.Alerts(r.Context(), q)
+	})
+	get("/api/v1/addresses/{ip}", func(r *http.Request) (any, error) {
+		q := &events.AddressQuery{Address: r.PathValue("ip")}
+		err := parse(r, text("realm", &q.Realm))
+		if err == nil {
+			err = q.Validate()
+		}
+		if err != nil {
+			return nil, err
+		}
+		return src.Address(r.Context(), q)
+	})
+	get("/api/v1/audit", func(r *http.Request) (any, error) {
+		var from int64
+		var key, of string
+		limit := defaultEntries
+		if err := parse(r, since(&from), prefix("address", &key), firewall(&of), number("limit", &limit)); err != nil {
+			return nil, err
+		}
+		if limit < 1 || limit > maxEntries {
+			return nil, fmt.Errorf("parameter limit: %d is not within 1 to %d", limit, maxEntries)
+		}
+		return src.Audit(r.Context(), from, key, of, limit)
+	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprint(w, `ctfleet aggregator
 
-/api/v1/top?by=src&metric=new&window=10&limit=20   also firewall=, realm= and at=
+/api/v1/top?by=src&metric=new&window=10&limit=20   also firewall=, realm=, prefix=, allowlisted=hide and at=
 /api/v1/firewalls
-/api/v1/alerts
+/api/v1/alerts?state=firing                        also state=past and since=
+/api/v1/addresses/198.51.100.7                     also realm=
+/api/v1/audit?since=1h                             also address=, firewall= and limit=
+/api/v1/stream                                     server-sent events
+/api/v1/openapi.yaml                               all of this, for machines
 /metrics  /healthz  /readyz
 `)
 	})
-}
-
-// plain serves a view that has no parameters.
-func plain(view func() any) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		params, err := url.ParseQuery(r.URL.RawQuery)
-		for key := range params {
-			err = fmt.Errorf("unknown parameter %q: %s has none", key, r.URL.Path)
-		}
-		if err != nil {
-			fail(w, err)
-			return
-		}
-		answer(w, http.StatusOK, view())
-	}
-}
-
-// topQuery reads the parameters of /api/v1/top. One that is unknown, repeated or
-// badly escaped is refused, so that a misspelt "windw" does not answer another
-// question.
-func topQuery(r *http.Request) (*events.TopQuery, error) {
-	q := &events.TopQuery{}
-	params, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, fmt.Errorf("parameters: %w", err)
-	}
-	for key, values := range params {
-		if len(values) > 1 {
-			return nil, fmt.Errorf("parameter %s: is given %d times", key, len(values))
-		}
-		v := values[0]
-		switch key {
-		case "by":
-			q.By = v
-		case "metric":
-			q.Metric = v
-		case "window":
-			q.WindowS, err = strconv.Atoi(v)
-		case "firewall":
-			q.Firewall = v
-		case "realm":
-			q.Realm = v
-		case "limit":
-			q.Limit, err = strconv.Atoi(v)
-		case "at":
-			if q.At, err = pastTime(v); err != nil {
-				return nil, err
-			}
-		default:
-			return nil, fmt.Errorf("unknown parameter %q: by, metric, window, firewall, realm, limit and at are known", key)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("parameter %s: %q is no number", key, v)
-		}
-	}
-	return q, q.Validate()
-}
-
-// pastTime reads the parameter at: RFC 3339, or Unix ms as in the answer.
-func pastTime(v string) (int64, error) {
-	if n, err := strconv.ParseInt(v, 10, 64); err == nil && n > 0 {
-		return n, nil
-	}
-	t, err := time.Parse(time.RFC3339, v)
-	if err != nil {
-		return 0, fmt.Errorf("parameter at: %q is no time: 2026-11-25T14:05:00Z, or Unix ms", v)
-	}
-	return t.UnixMilli(), nil
+	return stream
 }
 
 // unavailable are the errors that are not the asker's.
@@ -129,13 +139,16 @@ func fail(w http.ResponseWriter, err error) {
 	if e, ok := errors.AsType[unavailable](err); ok && e.Unavailable() {
 		code = http.StatusServiceUnavailable
 	}
-	answer(w, code, map[string]string{"error": err.Error()})
+	daemon.Problem(w, code, err.Error())
 }
 
-func answer(w http.ResponseWriter, code int, v any) {
+func answer(w http.ResponseWriter, v any) {
+	var body bytes.Buffer
+	if err := json.NewEncoder(&body).Encode(v); err != nil {
+		daemon.Problem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v) // the client may have gone
+	_, _ = body.WriteTo(w) // the client may have gone
 }

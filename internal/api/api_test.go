@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,14 +11,20 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // source answers with fixed views and remembers what it was asked.
 type source struct {
-	asked *events.TopQuery
-	err   error
+	asked    *events.TopQuery
+	question string // any other
+	err      error
+	alerts   chan *events.Alert
+	entries  chan *audit.Entry
 }
 
 func (s *source) Top(q *events.TopQuery) (*events.TopReply, error) {
@@ -32,16 +39,41 @@ func (*source) Firewalls() *events.FirewallsReply {
 	return &events.FirewallsReply{Head: events.Head{V: 1}, Firewalls: []events.FirewallStatus{{Health: events.Health{Firewall: "fw-a", Realm: "default"}, State: events.StateFresh}}}
 }
 
-func (*source) Alerts() *events.AlertsReply {
-	return &events.AlertsReply{Head: events.Head{V: 1}, Alerts: []events.Alert{}}
+func (s *source) Alerts(_ context.Context, q *events.AlertsQuery) (*events.AlertsReply, error) {
+	s.question = fmt.Sprintf("%s since %d", q.State, q.Since)
+	return &events.AlertsReply{Head: events.Head{V: 1}, Alerts: []events.Alert{}}, s.err
+}
+
+func (s *source) Address(_ context.Context, q *events.AddressQuery) (*events.AddressReply, error) {
+	s.question = fmt.Sprintf("%s in %q", q.Address, q.Realm)
+	return &events.AddressReply{Head: events.Head{V: 1}, Address: q.Address}, s.err
+}
+
+// Watch passes on what a test sends.
+func (s *source) Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case al := <-s.alerts:
+			alert(al)
+		case e := <-s.entries:
+			entry(e)
+		}
+	}
+}
+
+func (s *source) Audit(_ context.Context, since int64, key, firewall string, limit int) (*audit.List, error) {
+	s.question = fmt.Sprintf("%q on %q since %d, %d", key, firewall, since, limit)
+	return &audit.List{Entries: []audit.Entry{}}, s.err
 }
 
 func get(t *testing.T, src Source, method, target string) *httptest.ResponseRecorder {
 	t.Helper()
 	mux := http.NewServeMux()
-	Register(mux, src)
+	Register(mux, src, nil)
 	w := httptest.NewRecorder()
-	mux.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	daemon.Problems(mux).ServeHTTP(w, httptest.NewRequest(method, target, nil))
 	return w
 }
 
@@ -56,10 +88,40 @@ func TestTopParameters(t *testing.T) {
 	f("", events.TopQuery{})
 	f("?by=dst&metric=active&window=60&firewall=fw-a&realm=branch&limit=5",
 		events.TopQuery{By: "dst", Metric: "active", WindowS: 60, Firewall: "fw-a", Realm: "branch", Limit: 5})
+	f("?prefix=2001:DB8::/32&allowlisted=hide", events.TopQuery{Prefix: "2001:db8::/32", Allowlisted: "hide"})
+	f("?prefix=198.51.100.7/32", events.TopQuery{Prefix: "198.51.100.7"})
 	f("?realm=branch_z7", events.TopQuery{Realm: "branch_z7"})
 	f("?at=1795615500000", events.TopQuery{At: 1795615500000})
 	f("?at=2026-11-25T14:05:00Z&metric=active", events.TopQuery{Metric: "active", At: 1795615500000})
 	f("?at=2026-11-25T15:05:00%2B01:00", events.TopQuery{At: 1795615500000})
+}
+
+func TestQuestions(t *testing.T) {
+	f := func(path, want string) {
+		t.Helper()
+		src := &source{}
+		if w := get(t, src, http.MethodGet, "/api/v1/"+path); w.Code != http.StatusOK || src.question != want {
+			t.Errorf("%s: %d %s, asked %s, want %s", path, w.Code, w.Body, src.question, want)
+		}
+	}
+	f("alerts", " since 0")
+	f("alerts?state=past&since=2026-11-25T14:05:00Z", "past since 1795615500000")
+	f("alerts?state=firing&since=1795615500000", "firing since 1795615500000")
+	f("addresses/198.51.100.7", `198.51.100.7 in ""`)
+	f("addresses/2001:db8::7?realm=branch", `2001:db8::7 in "branch"`)
+	f("audit", `"" on "" since 0, 1000`)
+	f("audit?since=1795615500000&address=2001:DB8::7&firewall=fw-a&limit=5", `"2001:db8::7" on "fw-a" since 1795615500000, 5`)
+
+	src := &source{}
+	get(t, src, http.MethodGet, "/api/v1/audit?since=90m")
+	var since int64
+	if _, err := fmt.Sscanf(src.question, `"" on "" since %d, 1000`, &since); err != nil || time.Since(time.UnixMilli(since)).Round(time.Minute) != 90*time.Minute {
+		t.Errorf("%s: %v", src.question, err)
+	}
+	src = &source{err: readError{errors.New("no connection")}}
+	for _, path := range []string{"alerts", "addresses/198.51.100.7", "audit"} {
+		problem(t, get(t, src, http.MethodGet, "/api/v1/"+path), http.StatusServiceUnavailable)
+	}
 }
 
 // readError is the error of a source that cannot read.
@@ -74,17 +136,31 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+// problem returns the detail of an answer that must be one with this status.
+func problem(t *testing.T, w *httptest.ResponseRecorder, status int) string {
+	t.Helper()
+	var p struct {
+		Type, Title, Detail string
+		Status              int
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
+		t.Fatalf("%s: %v", w.Body, err)
+	}
+	if w.Code != status || p.Status != status || p.Type != "about:blank" || p.Title != http.StatusText(status) || p.Detail == "" ||
+		w.Header().Get("Content-Type") != "application/problem+json" {
+		t.Errorf("%d %v %s, want problem %d", w.Code, w.Header(), w.Body, status)
+	}
+	return p.Detail
+}
+
 func TestBadRequests(t *testing.T) {
 	f := func(path, want string) {
 		t.Helper()
 		src := &source{}
 		w := get(t, src, http.MethodGet, path)
-		var body map[string]string
-		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
-			t.Fatalf("%s: %s: %v", path, w.Body, err)
-		}
-		if w.Code != http.StatusBadRequest || len(body) != 1 || !strings.Contains(body["error"], want) || src.asked != nil {
-			t.Errorf("%s: %d %v, want %q", path, w.Code, body, want)
+		detail := problem(t, w, http.StatusBadRequest)
+		if !strings.Contains(detail, want) || src.asked != nil {
+			t.Errorf("%s: %s, want %q", path, detail, want)
 		}
 	}
 	f("/api/v1/top?windw=10", `unknown parameter "windw"`)
@@ -105,6 +181,22 @@ func TestBadRequests(t *testing.T) {
 	f("/api/v1/top?by=src&by=dst", "given 2 times")
 	f("/api/v1/top?by=%zz", "invalid URL escape")
 	f("/api/v1/top?by=src;metric=new", "semicolon")
+	f("/api/v1/top?prefix=x", `parameter prefix: "x" is neither`)
+	f("/api/v1/top?prefix=198.51.100.7/24", `has bits beyond its length`)
+	f("/api/v1/top?allowlisted=show", `allowlisted: "show"`)
+	f("/api/v1/alerts?state=over", `state: "over"`)
+	f("/api/v1/alerts?since=soon", `parameter since: "soon" is no time`)
+	f("/api/v1/alerts?since=-1h", `parameter since: "-1h" is not how long ago`)
+	f("/api/v1/alerts?since=9999999999999999", "is no time in Unix ms")
+	f("/api/v1/addresses/198.51.100.0%2f24", `"198.51.100.0/24" is no IP address`)
+	f("/api/v1/addresses/fe80::1%25eth0", "is no IP address")
+	f("/api/v1/addresses/%1b[2J", `"\x1b[2J" is no IP address`)
+	f("/api/v1/addresses/198.51.100.7?realm=A", "realm")
+	f("/api/v1/addresses/198.51.100.7?window=10", `unknown parameter "window", these are known: realm`)
+	f("/api/v1/audit?address=all", `parameter address: "all" is neither`)
+	f("/api/v1/audit?firewall=fleet", "reserved")
+	f("/api/v1/audit?limit=0", "parameter limit: 0 is not within 1 to 10000")
+	f("/api/v1/audit?limit=10001", "parameter limit")
 	f("/api/v1/firewalls?realm=a", `unknown parameter "realm"`)
 	f("/api/v1/alerts?x", `unknown parameter "x"`)
 	f("/api/v1/alerts?%zz", "invalid URL escape")
@@ -112,8 +204,8 @@ func TestBadRequests(t *testing.T) {
 
 func TestSourceRefuses(t *testing.T) {
 	w := get(t, &source{err: errors.New("windows kept: 10s, 60s")}, http.MethodGet, "/api/v1/top?window=11")
-	if w.Code != http.StatusBadRequest || w.Body.String() != `{"error":"windows kept: 10s, 60s"}`+"\n" {
-		t.Errorf("%d %s", w.Code, w.Body)
+	if detail := problem(t, w, http.StatusBadRequest); detail != "windows kept: 10s, 60s" {
+		t.Error(detail)
 	}
 }
 
@@ -125,7 +217,7 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%s: %d %s, want %s", path, w.Code, w.Body, want)
 		}
 		h := w.Header()
-		if h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Access-Control-Allow-Origin") != "" {
+		if h.Get("Content-Type") != "application/json" || h.Get("Cache-Control") != "no-store" || h.Get("Access-Control-Allow-Origin") != "" {
 			t.Errorf("%s: header %v", path, h)
 		}
 	}
@@ -155,15 +247,17 @@ func TestFirewallKeys(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	for _, path := range []string{"/api/v1/top", "/api/v1/firewalls", "/api/v1/alerts", "/"} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
-			if w := get(t, &source{}, method, path); w.Code != http.StatusMethodNotAllowed {
-				t.Errorf("%s %s: %d", method, path, w.Code)
+			w := get(t, &source{}, method, path)
+			problem(t, w, http.StatusMethodNotAllowed)
+			if w.Header().Get("Allow") != "GET, HEAD" {
+				t.Errorf("%s %s: %v", method, path, w.Header())
 			}
 		}
 	}
 	if w := get(t, &source{}, http.MethodGet, "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "/api/v1/top") {
 		t.Errorf("/: %d %s", w.Code, w.Body)
 	}
-	if w := get(t, &source{}, http.MethodGet, "/api/v1/none"); w.Code != http.StatusNotFound {
-		t.Errorf("an unknown path: %d", w.Code)
+	if detail := problem(t, get(t, &source{}, http.MethodGet, "/api/v1/none%1b"), http.StatusNotFound); detail != `there is nothing at "/api/v1/none\x1b"` {
+		t.Error(detail)
 	}
 }

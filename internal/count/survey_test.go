@@ -83,6 +83,28 @@ func TestSurvey(t *testing.T) {
 	}
 }
 
+// TestTopOf finds the largest of those that are wanted: as Top would, had it been
+// asked for all.
+func TestTopOf(t *testing.T) {
+	l := newLoad(t, 50, time.Millisecond, mix{sources: synth.Zipf(10_000, 5), ends: true})
+	c, _ := loadedCounter(t, l, 2, true, Config{Windows: []time.Duration{time.Second}, MaxKeys: 100_000})
+	wanted := func(p netip.Prefix) bool { return p.Addr().AsSlice()[3]%7 == 0 }
+	for _, metric := range []Metric{Opened, Active} {
+		for _, place := range []Place{{Realm: "default"}, c.Places()[1]} {
+			set := Set{Metric: metric}
+			var want []Entry
+			for _, e := range c.Top(set, place, time.Second, 1<<20) {
+				if wanted(e.Key) && len(want) < 20 {
+					want = append(want, e)
+				}
+			}
+			if got := c.TopOf(set, place, time.Second, 20, wanted); len(want) == 0 || !slices.Equal(got, want) {
+				t.Errorf("%s of %v: %v, want %v", metric, place, got, want)
+			}
+		}
+	}
+}
+
 // TestSurveyWhileCounting counts on between the steps, with keys that come, go and
 // are pushed out: what is large all the time is found, and nothing twice.
 func TestSurveyWhileCounting(t *testing.T) {

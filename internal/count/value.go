@@ -130,6 +130,11 @@ type Entry struct {
 // Top returns the largest keys of a place, largest first, ties by key; nil for
 // a set or a window that is not kept.
 func (c *Counter) Top(set Set, place Place, w time.Duration, limit int) []Entry {
+	return c.TopOf(set, place, w, limit, nil)
+}
+
+// TopOf is [Counter.Top] among the keys that want returns true for; nil: all.
+func (c *Counter) TopOf(set Set, place Place, w time.Duration, limit int, want func(netip.Prefix) bool) []Entry {
 	sel, ok := c.find(set, w)
 	r := c.realms[place.Realm]
 	if !ok || r == nil || limit <= 0 {
@@ -142,6 +147,9 @@ func (c *Counter) Top(set Set, place Place, w time.Duration, limit int) []Entry 
 			return nil
 		}
 		filter = window.Filter{Members: true, Member: s.member}
+	}
+	if want != nil {
+		filter.Want = func(k window.Key) bool { return want(prefixOf(k, &set)) }
 	}
 	var top []window.Entry
 	if set.Metric == Active {

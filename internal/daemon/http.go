@@ -58,7 +58,7 @@ func Serve(ctx context.Context, l net.Listener, handler http.Handler, log *slog.
 		return nil
 	}
 	srv := &http.Server{
-		Handler:           checkHost(l.Addr(), handler),
+		Handler:           secure(checkHost(l.Addr(), handler)),
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -95,7 +95,7 @@ func checkHost(addr net.Addr, next http.Handler) http.Handler {
 		}
 		ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
 		if !strings.EqualFold(host, "localhost") && (err != nil || !ip.IsLoopback()) {
-			http.Error(w, "this address answers to localhost only", http.StatusMisdirectedRequest)
+			Problem(w, http.StatusMisdirectedRequest, "this address answers to localhost only")
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -33,6 +33,7 @@ import (
 // namespace than the one that the demo runs in.
 type Config struct {
 	HTTP, NATS net.Listener
+	Access     daemon.Access // who may read what HTTP serves
 	Duration   time.Duration // 0: until ctx ends
 	Screen     *Screen       // where the show is shown
 	Log        *slog.Logger
@@ -193,9 +194,12 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 		}
 	}
 	mux := daemon.Mux(reg, daemon.Health{Ready: s.agg.Ready})
-	api.Register(mux, s.agg)
+	stream := api.Register(mux, s.agg, reg)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return daemon.Serve(ctx, s.cfg.HTTP, mux, s.cfg.Log) })
+	g.Go(func() error {
+		return daemon.Serve(ctx, s.cfg.HTTP, s.cfg.Access.Guard(daemon.Problems(mux)), s.cfg.Log)
+	})
+	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return s.agg.Run(ctx) })
 	g.Go(func() error { return resp.Run(ctx) })
 	for _, p := range s.producers {

@@ -104,6 +104,8 @@ type Filter struct {
 	// Members: the counts of this Member alone, instead of the totals.
 	Members bool
 	Member  Member
+	// Want is asked about keys whose count is large enough; nil wants all.
+	Want func(Key) bool
 }
 
 // Top returns the largest counts of a series: at most limit, largest first, equal ones by key.
@@ -168,7 +170,7 @@ func (t *Table) top(f Filter, limit int, value func(place) uint64) []Entry {
 			if f.Members && l.owner != f.Member || f.Keep != nil && !f.Keep(l.tag) {
 				continue
 			}
-			if n := value(p); n >= h.least {
+			if n := value(p); n >= h.least && (f.Want == nil || f.Want(l.key())) {
 				h.add(Entry{l.key(), n})
 			}
 		}

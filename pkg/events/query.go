@@ -34,7 +34,14 @@ type TopQuery struct {
 	// At asks for the past, in Unix ms: the minute it lies in, of which the
 	// aggregator's history keeps new and active. 0 is now.
 	At int64 `msgpack:"at,omitempty" json:"at,omitempty"`
+	// Prefix wants only the keys within it. Allowlisted says what becomes of those
+	// that the live allowlist covers: shown if empty, else [AllowlistedHide].
+	Prefix      string `msgpack:"prefix,omitempty" json:"prefix,omitempty"`
+	Allowlisted string `msgpack:"allowlisted,omitempty" json:"allowlisted,omitempty"`
 }
+
+// AllowlistedHide leaves out what is allowlisted.
+const AllowlistedHide = "hide"
 
 // maxAt is the end of the year 9999.
 const maxAt = 253_402_300_799_999
@@ -65,7 +72,12 @@ func (q *TopQuery) Validate() error {
 	if q.At < 0 || q.At > maxAt {
 		return fmt.Errorf("at: %d is no time in Unix ms", q.At)
 	}
-	return nil
+	if q.Prefix != "" {
+		if _, err := ParsePrefix(q.Prefix); err != nil {
+			return fmt.Errorf("prefix: %w", err)
+		}
+	}
+	return oneOf("allowlisted", q.Allowlisted, "", AllowlistedHide)
 }
 
 // TopReply are the rows, largest first.
@@ -162,26 +174,34 @@ func (r *FirewallsReply) Validate() error {
 	return nil
 }
 
-// AlertsQuery asks for the alerts that are firing.
+// AlertsPast are the alerts that have been resolved.
+const AlertsPast = "past"
+
+// AlertsQuery asks for alerts.
 type AlertsQuery struct {
-	Head `msgpack:",inline"`
+	Head  `msgpack:",inline"`
+	State string `msgpack:"state,omitempty" json:"state,omitempty"` // firing, also if empty, or past
+	// Since, in Unix ms: those that fire and started since, or those that were
+	// resolved since. 0: all that fire, or the last hour.
+	Since int64 `msgpack:"since,omitempty" json:"since,omitempty"`
 }
 
-func (*AlertsQuery) Validate() error { return nil }
+func (q *AlertsQuery) Validate() error {
+	if q.Since < 0 || q.Since > maxAt {
+		return fmt.Errorf("since: %d is no time in Unix ms", q.Since)
+	}
+	return oneOf("state", q.State, "", Firing, AlertsPast)
+}
 
-// AlertsReply are the firing alerts, newest first.
+// AlertsReply are alerts, newest first: by when they started, or were resolved.
 type AlertsReply struct {
 	Head   `msgpack:",inline"`
 	Alerts []Alert `msgpack:"alerts" json:"alerts"`
+	More   bool    `msgpack:"more,omitempty" json:"more,omitempty"` // older ones were left out
 }
 
 func (r *AlertsReply) Validate() error {
-	for i := range r.Alerts {
-		if err := r.Alerts[i].Validate(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return validateAll(r.Alerts)
 }
 
 // ResyncReply answers a resync command.
