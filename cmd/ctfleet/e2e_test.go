@@ -322,6 +322,8 @@ func (f *fleet) testHTTP(t *testing.T, api string, producer, responder *process)
 		"/api/v1/top?window=60&limit=1": `"key":"` + attacker + `","value":600`,
 		"/api/v1/firewalls":             `"firewall":"fw-b"`,
 		"/api/v1/alerts":                `"rule":"new-flows-by-source"`,
+		"/api/v1/addresses/" + attacker: `"value":600,"firewalls":{"fw-a":300,"fw-b":300}`,
+		"/api/v1/audit":                 `"verb":"decision"`,
 		"/metrics":                      "\nctfleet_",
 		"/healthz":                      "ok",
 		"/readyz":                       "ready",
@@ -332,9 +334,9 @@ func (f *fleet) testHTTP(t *testing.T, api string, producer, responder *process)
 		}
 	}
 	for path, want := range map[string]string{
-		"/api/v1/top?window=7":  `{"error":"window 7s is not kept, these are: 10s, 60s"}`,
+		"/api/v1/top?window=7":  `"detail":"window 7s is not kept, these are: 10s, 60s"}`,
 		"/api/v1/top?windw=10":  `unknown parameter \"windw\"`,
-		"/api/v1/top?window=-5": `"error":"window_s: `,
+		"/api/v1/top?window=-5": `"detail":"window_s: `,
 		"/api/v1/top?by=source": `\"source\" is none of`,
 	} {
 		if code, body := get(t, api+path); code != 400 || !strings.Contains(body, want) {
