@@ -40,23 +40,6 @@ func (r *allowRealm) check() error {
 	return nil
 }
 
-// trusting is the flag of commands that show what others signed.
-type trusting struct {
-	Trust string `placeholder:"FILE" help:"Verify entries by this trust file, and name their signers."`
-}
-
-func (t *trusting) open() (*seal.Trust, error) {
-	path := t.Trust
-	if path == "" {
-		path = seal.TrustNone
-	}
-	trust, err := seal.OpenTrust(path)
-	if err != nil {
-		return nil, &exitError{2, fmt.Errorf("--trust: %w", err)}
-	}
-	return trust, nil
-}
-
 type allowAddCmd struct {
 	client
 	signing
@@ -232,7 +215,7 @@ func (w *writer) now() time.Time { return w.clock.At(time.Now()) }
 
 // put sets an entry, and records who did.
 func (w *writer) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) error {
-	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	key := events.AllowKey(e.Realm, p)
 	var held events.AllowEntry

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -48,7 +46,7 @@ func waitingProposals(ctx context.Context, conn *bus.Conn) (out []waiting, now t
 		case events.KeyOutcome:
 			done[id] = true
 		case events.KeyRequest:
-			w := waiting{digest: sum(m.Data)}
+			w := waiting{digest: events.ProposalDigest(m.Data)}
 			if err := events.Unmarshal(m.Data, &w.Proposal); err != nil {
 				complain("refused a message on %q: %v", m.Subject, err)
 			} else if w.Decision.ID == id && now.UnixMilli() < w.Expires {
@@ -57,11 +55,6 @@ func waitingProposals(ctx context.Context, conn *bus.Conn) (out []waiting, now t
 		}
 	}
 	return slices.DeleteFunc(out, func(w waiting) bool { return done[w.Decision.ID] }), now, nil
-}
-
-func sum(data []byte) string {
-	s := sha256.Sum256(data)
-	return hex.EncodeToString(s[:])
 }
 
 type approvalsListCmd struct{ client }
@@ -155,7 +148,7 @@ func (c *answerCmd) answer(ctx context.Context, approve bool) error {
 	if approve {
 		did = "approved "
 	}
-	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	err = record(ctx, conn, key, &events.Act{
 		Verb: events.VerbApproval, What: did + asked(&w.Decision) + " on " + strings.Join(w.Decision.Firewalls, " "), ID: w.Decision.ID,

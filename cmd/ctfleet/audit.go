@@ -102,7 +102,11 @@ func auditSummary(e *audit.Entry) (id, what, why string) {
 		if why = d.Reason; d.Who != "" {
 			why = d.Who + ": " + why
 		}
-		return d.ID, fmt.Sprintf("%s: %s on %s (%s)", d.Outcome, asked(d), strings.Join(d.Firewalls, " "), d.Mode), why
+		what = d.Outcome + ": " + asked(d)
+		if len(d.Firewalls) > 0 {
+			what += " on " + strings.Join(d.Firewalls, " ")
+		}
+		return d.ID, fmt.Sprintf("%s (%s)", what, d.Mode), why
 	}
 	if a := e.Act; a != nil {
 		why = a.Reason

@@ -30,20 +30,3 @@ func (c *authKeyCmd) Run() error {
 	fmt.Printf("%s: the seed, for --sign-key\n%s: trusts %s now, as %s\n", c.File, c.Trust, p.Key, p.Name)
 	return nil
 }
-
-// signing is the flag of every command that asks for a deed.
-type signing struct {
-	SignKey string `type:"path" placeholder:"FILE" help:"Seed of the nkey to sign with. Firewalls refuse what is not signed, unless they run with --trust none."`
-}
-
-// signer reads the key; nil where none is given.
-func (s *signing) signer() (*seal.Signer, error) {
-	if s.SignKey == "" {
-		return nil, nil
-	}
-	key, err := seal.ReadSigner(s.SignKey)
-	if err != nil {
-		return nil, &exitError{2, fmt.Errorf("--sign-key: %w", err)}
-	}
-	return key, nil
-}

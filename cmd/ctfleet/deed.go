@@ -174,9 +174,9 @@ func each[T any](firewalls []string, fn func(firewall string) T) []T {
 	return out
 }
 
-// flushLife is how long a command may be carried out, and how long its answer is
+// commandLife is how long a command may be carried out, and how long its answer is
 // waited for.
-const flushLife = 15 * time.Second
+const commandLife = 15 * time.Second
 
 // command sends one command to each firewall and collects the receipts, in the
 // order of the firewalls. One that does not answer gets a receipt that says so.
@@ -201,13 +201,13 @@ func command(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewalls []
 
 // ask learns the firewall's clock and present run, then sends the command.
 func ask(ctx context.Context, conn *bus.Conn, key *seal.Signer, firewall string, cmd events.Command, r *events.Receipt) error {
-	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	h, err := status(ctx, conn, firewall)
 	if err != nil {
 		return err
 	}
-	cmd.Firewall, cmd.Boot, cmd.Expires = firewall, h.Boot, h.Sent+int64(flushLife)
+	cmd.Firewall, cmd.Boot, cmd.Expires = firewall, h.Boot, h.Sent+int64(commandLife)
 	if err := conn.Command(ctx, key, events.CommandSubject(firewall, cmd.Verb), &cmd, r); err != nil {
 		return err
 	}

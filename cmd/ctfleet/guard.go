@@ -24,29 +24,6 @@ type guardStatusCmd struct {
 	trusting
 }
 
-// readLedger reads the ledger of those who act, or where there is none of those who
-// only observe, and verifies it if it is known whom to trust.
-func readLedger(ctx context.Context, conn *bus.Conn, trust *seal.Trust) (l events.Ledger, found bool, err error) {
-	m, err := conn.Value(ctx, bus.BucketGuard, events.KeyLedger)
-	signed := m.Seq > 0
-	if err == nil && !signed {
-		m, err = conn.Value(ctx, bus.BucketGuard, events.KeyUnsigned)
-	}
-	if err != nil || m.Seq == 0 {
-		return l, false, err
-	}
-	if signed {
-		party, err := trust.Verify(m.Seal, seal.VerbFlush, m.Subject, m.Data)
-		if err == nil && !trust.Open() && party.Role != seal.RoleResponder {
-			err = fmt.Errorf("%s is no responder", party.Name)
-		}
-		if err != nil {
-			return l, true, fmt.Errorf("the ledger cannot be believed, which responders take for an open circuit: %w", err)
-		}
-	}
-	return l, true, events.Unmarshal(m.Data, &l)
-}
-
 func (c *guardStatusCmd) Run(ctx context.Context) error {
 	trust, err := c.open()
 	if err != nil {
@@ -81,6 +58,29 @@ func (c *guardStatusCmd) Run(ctx context.Context) error {
 		return &exitError{code: 3}
 	}
 	return nil
+}
+
+// readLedger reads the ledger of those who act, or where there is none of those who
+// only observe, and verifies it if it is known whom to trust.
+func readLedger(ctx context.Context, conn *bus.Conn, trust *seal.Trust) (l events.Ledger, found bool, err error) {
+	m, err := conn.Value(ctx, bus.BucketGuard, events.KeyLedger)
+	signed := m.Seq > 0
+	if err == nil && !signed {
+		m, err = conn.Value(ctx, bus.BucketGuard, events.KeyUnsigned)
+	}
+	if err != nil || m.Seq == 0 {
+		return l, false, err
+	}
+	if signed {
+		party, err := trust.Verify(m.Seal, seal.VerbFlush, m.Subject, m.Data)
+		if err == nil && !trust.Open() && party.Role != seal.RoleResponder {
+			err = fmt.Errorf("%s is no responder", party.Name)
+		}
+		if err != nil {
+			return l, true, fmt.Errorf("the ledger cannot be believed, which responders take for an open circuit: %w", err)
+		}
+	}
+	return l, true, events.Unmarshal(m.Data, &l)
 }
 
 func printLedger(l *events.Ledger, format string, now time.Time) error {
@@ -147,7 +147,7 @@ func (c *circuitCmd) order(ctx context.Context, open bool) error {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, flushLife)
+	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	clock, err := conn.BucketClock(ctx, bus.BucketGuard)
 	if err != nil {

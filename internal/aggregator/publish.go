@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -31,7 +30,7 @@ func (a *Aggregator) send(al *events.Alert) {
 	// keeps the first.
 	id := fmt.Sprintf("%s:%s:%d", al.ID, al.State, al.Updated)
 	subject := alertSubject(al)
-	if err := a.outbox.Put(subject, id, about(subject), al); err != nil {
+	if err := a.outbox.Put(subject, id, events.SubjectAlert(subject), al); err != nil {
 		// The bus is away and thousands of alerts wait. What stays over its
 		// threshold is reported again.
 		a.dropAlert(subject, err)
@@ -41,16 +40,6 @@ func (a *Aggregator) send(al *events.Alert) {
 func (a *Aggregator) dropAlert(subject string, err error) {
 	a.dropped.Inc()
 	a.throttle.Warn(a.log, "an alert cannot be published", "subject", subject, "error", err)
-}
-
-// about is what the alerts on a subject are about: rule, scope and key, whether
-// they fire or are resolved; "" for a subject that is none of theirs.
-func about(subject string) string {
-	tail := events.SubjectTail(subject, events.SubjectAlerts)
-	if len(tail) != 4 {
-		return ""
-	}
-	return strings.Join(tail[1:], ".")
 }
 
 // alert describes a transition with what is known at this moment.
@@ -152,21 +141,13 @@ func alertSubject(a *events.Alert) string {
 // adopt takes over the alerts that were firing when this aggregator, or the one
 // before it, stopped: they are neither fired again nor forgotten.
 func (a *Aggregator) adopt(ctx context.Context) error {
-	last, err := a.conn.Last(ctx, bus.StreamAlerts, events.SubjectAlerts+".>")
+	last, err := a.conn.LastAlerts(ctx)
 	if err != nil {
 		return err
 	}
-	// The newest message of an alert's two subjects says how it stands.
-	newest := map[string]bus.Msg{}
-	for _, m := range last {
-		what := about(m.Subject)
-		if had, ok := newest[what]; what != "" && (!ok || had.Seq < m.Seq) {
-			newest[what] = m
-		}
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, m := range newest {
+	for _, m := range last {
 		var al events.Alert
 		if err := events.Unmarshal(m.Data, &al); err != nil {
 			a.refuse("alert", m.Subject, err)

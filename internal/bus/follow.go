@@ -13,6 +13,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/seal"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // Msg is one message of a stream.
@@ -370,6 +371,20 @@ func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
 	}
 	slices.SortFunc(out, func(a, b Msg) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, nil
+}
+
+// LastAlerts returns how each alert stands, which the newer of the last messages on
+// its two subjects says, in the order of the stream.
+func (c *Conn) LastAlerts(ctx context.Context) ([]Msg, error) {
+	last, err := c.Last(ctx, StreamAlerts, events.SubjectAlerts+".>")
+	newest := map[string]uint64{}
+	for _, m := range last {
+		newest[events.SubjectAlert(m.Subject)] = m.Seq
+	}
+	return slices.DeleteFunc(last, func(m Msg) bool {
+		alert := events.SubjectAlert(m.Subject)
+		return alert == "" || newest[alert] != m.Seq
+	}), err
 }
 
 // Subscribe calls fn for each message on subject, as it is published, until

@@ -361,7 +361,12 @@ func (s *show) takeAudit(m bus.Msg) {
 			s.problem("a decision cannot be read: %v", err)
 			return
 		}
-		s.event(fmt.Sprintf("%-8s %s %s on %s: %s", "decision", d.Action, d.Key, strings.Join(d.Firewalls, " and "), d.Outcome))
+		what := fmt.Sprintf("%-8s %s %s", "decision", d.Action, d.Key)
+		if d.Outcome == events.OutcomeDeclined {
+			s.event(fmt.Sprintf("%s: declined, %s", what, d.Reason))
+		} else {
+			s.event(fmt.Sprintf("%s on %s: %s", what, strings.Join(d.Firewalls, " and "), d.Outcome))
+		}
 	case events.VerbFlush, events.VerbResidual:
 		var r events.Receipt
 		if err := events.Unmarshal(m.Data, &r); err != nil {

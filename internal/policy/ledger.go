@@ -3,7 +3,6 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -54,12 +53,17 @@ func (e *Engine) Charge(d *Decision, l *events.Ledger, now time.Time) (changed b
 	if d.Mode == Approve {
 		left = max(left, e.file.ApproveWithin) // or each update would be proposed again
 	}
-	l.Acts = append(l.Acts, events.Acted{
-		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
-		At: now.UnixMilli(), Until: now.Add(left).UnixMilli(), Simulated: d.Mode == Observe,
-	})
+	enter(l, d, now, left)
 	d.settle()
 	return true
+}
+
+// enter gives a deed its place in the ledger, and its address a cool-down from now on.
+func enter(l *events.Ledger, d *Decision, now time.Time, coolDown time.Duration) {
+	l.Acts = append(l.Acts, events.Acted{
+		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
+		At: now.UnixMilli(), Until: now.Add(coolDown).UnixMilli(), Simulated: d.Mode == Observe,
+	})
 }
 
 // onlyObserve is what an open circuit makes of a decision.
@@ -87,7 +91,7 @@ func (d *Decision) lately(l *events.Ledger, now time.Time) bool {
 // finished it.
 func begun(d *Decision, l *events.Ledger, now time.Time) bool {
 	return slices.ContainsFunc(l.Acts, func(a events.Acted) bool {
-		return is(&a, d.Realm, d.Address, d.Alert, d.Updated) && a.Simulated == (d.Mode == Observe) &&
+		return is(&a, d) && a.Simulated == (d.Mode == Observe) &&
 			now.UnixMilli()-a.At < FinishWithin.Milliseconds()
 	})
 }
@@ -145,15 +149,12 @@ func (e *Engine) Resume(d *Decision, rule string, l *events.Ledger, known Known,
 	}
 	prune(l, now)
 	others := events.Ledger{Acts: slices.Clone(l.Acts)}
-	Retract(&others, d.Realm, d.Address, d.Alert, d.Updated)
+	Retract(&others, d)
 	if n := e.file.Budget.AddressesPerMinute; n > 0 && spent(d, &others, now) >= n {
 		return fmt.Errorf("the budget of %d addresses a minute is spent", n)
 	}
 	l.Acts = others.Acts
-	l.Acts = append(l.Acts, events.Acted{
-		Realm: d.Realm, Address: events.FormatPrefix(d.Address), Alert: d.Alert, Updated: d.Updated,
-		At: now.UnixMilli(), Until: now.Add(e.file.CoolDown).UnixMilli(),
-	})
+	enter(l, d, now, e.file.CoolDown)
 	return nil
 }
 
@@ -190,18 +191,18 @@ func prune(l *events.Ledger, now time.Time) {
 // Retract takes a deed out of the ledger, with what it spent and its cool-down,
 // when nothing came of it: no firewall carried it out. Another deed's about the same
 // address stays. It reports whether there was one.
-func Retract(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool {
+func Retract(l *events.Ledger, d *Decision) bool {
 	before := len(l.Acts)
-	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool { return is(&a, realm, address, alert, updated) })
+	l.Acts = slices.DeleteFunc(l.Acts, func(a events.Acted) bool { return is(&a, d) })
 	return len(l.Acts) != before
 }
 
 // Refund gives back what a deed took of the budget, when every firewall refused it:
 // forged sources, which firewalls leave alone, must not use it up. Its cool-down
 // stays. It reports whether there was anything to give back.
-func Refund(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool {
+func Refund(l *events.Ledger, d *Decision) bool {
 	for i := range l.Acts {
-		if a := &l.Acts[i]; is(a, realm, address, alert, updated) && a.At != 0 {
+		if a := &l.Acts[i]; is(a, d) && a.At != 0 {
 			a.At = 0
 			return true
 		}
@@ -209,12 +210,10 @@ func Refund(l *events.Ledger, realm string, address netip.Prefix, alert string, 
 	return false
 }
 
-func is(a *events.Acted, realm string, address netip.Prefix, alert string, updated int64) bool {
-	return a.Realm == realm && a.Address == events.FormatPrefix(address) && a.Alert == alert && a.Updated == updated
+// is reports whether a is the deed of d.
+func is(a *events.Acted, d *Decision) bool {
+	return a.Realm == d.Realm && a.Address == events.FormatPrefix(d.Address) && a.Alert == d.Alert && a.Updated == d.Updated
 }
-
-// CoolDown is how long an address is left alone after an action.
-func (e *Engine) CoolDown() time.Duration { return e.file.CoolDown }
 
 // ApproveWithin is how long a proposal waits for a person.
 func (e *Engine) ApproveWithin() time.Duration { return e.file.ApproveWithin }

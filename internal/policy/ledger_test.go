@@ -65,12 +65,14 @@ func TestCoolDown(t *testing.T) {
 		realm   string
 		updated int64
 	}{{events.RealmDefault, 1}, {"branch", second.Updated}} {
-		if Retract(d.l, other.realm, second.Address, second.Alert, other.updated) && other.updated == second.Updated {
+		deed := second
+		deed.Realm, deed.Updated = other.realm, other.updated
+		if Retract(d.l, &deed) && other.updated == second.Updated {
 			t.Errorf("%+v was retracted", other)
 		}
 		d.is(time.Minute+1, no, "", nil)
 	}
-	if !Retract(d.l, events.RealmDefault, second.Address, second.Alert, second.Updated) {
+	if !Retract(d.l, &second) {
 		t.Error("it was not retracted")
 	}
 	d.is(time.Minute+1, yes, "", nil)
@@ -182,7 +184,7 @@ func TestBudget(t *testing.T) {
 	next(10*time.Second, yes, "")
 	third := next(20*time.Second, yes, "")
 	// What came to nothing is given back.
-	Retract(d.l, third.Realm, third.Address, third.Alert, third.Updated)
+	Retract(d.l, &third)
 	next(30*time.Second, yes, "")
 	opening := next(time.Minute-1, simulated, "(the circuit is open: the budget of 3 addresses a minute is spent)")
 	if opening.Mode != Observe || !d.l.Circuit.Open || d.l.Circuit.Since != start.Add(time.Minute-1).UnixMilli() {
@@ -233,9 +235,7 @@ func TestBudget(t *testing.T) {
 func TestRefund(t *testing.T) {
 	d := newDesk(t, func(f *File) { f.Budget.AddressesPerMinute = 1 })
 	refused := d.is(0, yes, "", nil)
-	give := func() bool {
-		return Refund(d.l, refused.Realm, refused.Address, refused.Alert, refused.Updated)
-	}
+	give := func() bool { return Refund(d.l, &refused) }
 	if !give() || give() {
 		t.Error("it is given back once")
 	}

@@ -2,8 +2,6 @@ package responder
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -79,7 +77,7 @@ func (r *Responder) approval(m bus.Msg) {
 
 // takeProposal notes what one of the responders has proposed.
 func (r *Responder) takeProposal(id string, m bus.Msg) error {
-	p := &pending{digest: digest(m.Data)}
+	p := &pending{digest: events.ProposalDigest(m.Data)}
 	err := r.believes(m)
 	if err == nil {
 		err = events.Unmarshal(m.Data, &p.proposal)
@@ -120,11 +118,6 @@ func (r *Responder) takeAnswer(id string, m bus.Msg) error {
 	}
 	p.answer, p.who = a, party.Name
 	return nil
-}
-
-func digest(data []byte) string {
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
 }
 
 // approvalsEvery is how often it is looked whether the time of a proposal is over.
@@ -219,16 +212,15 @@ func (r *Responder) drop(id string) {
 // resume charges a decision that has waited to the ledger, as of now. It fails with
 // policy.ErrNot when it must not be carried out any more.
 func (r *Responder) resume(ctx context.Context, rec *events.Decision) error {
-	address, err := events.ParsePrefix(rec.Address)
+	d, err := deed(rec)
 	if err != nil {
 		return err // it was never in the ledger
 	}
-	d := policy.Decision{Address: address, Alert: rec.Alert, Updated: rec.Updated, Realm: rec.Realm}
 	known := policy.Known{}
 	known.Allow, known.AllowError = r.allowed(rec.Realm)
 	var not error
 	err = r.changeLedger(ctx, func(l *events.Ledger) bool {
-		not = r.engine.Resume(&d, rec.Rule, l, known, r.now())
+		not = r.engine.Resume(d, rec.Rule, l, known, r.now())
 		return not == nil
 	})
 	return errors.Join(not, err)
@@ -247,11 +239,6 @@ func (r *Responder) place(rec *events.Decision) {
 			away = append(away, name)
 		}
 	}
-	rec.Firewalls, rec.Commands = fresh, nil
-	for _, name := range fresh {
-		rec.Commands = append(rec.Commands, policy.CommandID(rec.Alert, rec.Updated, rec.Address, name, rec.Action))
-	}
-	if len(away) > 0 {
-		rec.Reason = short(fmt.Sprintf("%s (cannot be reached: %s)", rec.Reason, strings.Join(away, ", ")))
-	}
+	rec.Firewalls, rec.Reason = fresh, without(rec.Reason, away)
+	nameCommands(rec)
 }

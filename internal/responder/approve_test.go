@@ -21,7 +21,7 @@ func (r *rig) proposal(id string) (p events.Proposal, sum string) {
 	if err := events.Unmarshal(m.Data, &p); err != nil {
 		r.t.Fatal(err)
 	}
-	return p, digest(m.Data)
+	return p, events.ProposalDigest(m.Data)
 }
 
 func (r *rig) answer(by *seal.Signer, a *events.Answer) {
@@ -68,7 +68,7 @@ func TestApprovals(t *testing.T) {
 	for what, forged := range map[string]func(){
 		"unsigned":           func() { r.answer(nil, &events.Answer{ID: d.ID, Approve: true, Digest: sum}) },
 		"by one who may not": func() { r.answer(bob, &events.Answer{ID: d.ID, Approve: true, Digest: sum}) },
-		"to something else":  func() { r.answer(alice, &events.Answer{ID: d.ID, Approve: true, Digest: digest(nil)}) },
+		"to something else":  func() { r.answer(alice, &events.Answer{ID: d.ID, Approve: true, Digest: events.ProposalDigest(nil)}) },
 		"to another one":     func() { r.answer(alice, &events.Answer{ID: "another", Approve: true, Digest: sum}) },
 	} {
 		forged()

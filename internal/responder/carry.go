@@ -73,14 +73,10 @@ func (r *Responder) commands(d *events.Decision) []*events.Command {
 	defer r.mu.Unlock()
 	concerned, whole := r.tables(d)
 	var out []*events.Command
-	for _, name := range d.Firewalls {
+	for i, name := range d.Firewalls {
 		s := r.fleet[name]
 		c := &events.Command{
-			// A firing alert is acted upon again after its cool-down: Updated keeps the
-			// second command from being refused as a repetition, and is the same for two
-			// responders.
-			ID:   policy.CommandID(d.Alert, d.Updated, d.Address, name, d.Action),
-			Verb: events.VerbFlush, Firewall: name, Realm: d.Realm, Boot: s.health.Boot,
+			ID: d.Commands[i], Verb: events.VerbFlush, Firewall: name, Realm: d.Realm, Boot: s.health.Boot,
 			Expires: s.health.Sent + int64(time.Since(s.at)+commandLife),
 			Issued:  r.clock.At(time.Now()).UnixMilli(),
 			Actor:   events.ActorResponder, Reason: d.Reason, Alert: d.Alert, Rule: d.Rule,

@@ -63,17 +63,11 @@ func (r *Responder) propose(a *events.Alert, stamp time.Time) []policy.Decision 
 // begin records a settled decision and begins to carry it out. An error means:
 // nothing was done, try again.
 func (r *Responder) begin(ctx, sending context.Context, a *events.Alert, d *policy.Decision) error {
-	rec := describe(a, d)
-	if d.Outcome == events.OutcomeDeclined && r.decided(rec) {
-		return nil // the same "no" to an update of the same alert
-	}
-	commands := r.commands(rec)
-	// First the record, then the deed.
-	if err := r.record(ctx, rec); err != nil {
+	rec, commands, err := r.note(ctx, a, d)
+	if err != nil {
 		r.throttle.Warn(r.log, "cannot record a decision, nothing is done until it is", "alert", a.ID, "error", err)
 		return err
 	}
-	r.remember(rec)
 	switch d.Outcome {
 	case events.OutcomeCommanded:
 		// A firewall that does not answer must not hold up the next alert.
@@ -82,6 +76,21 @@ func (r *Responder) begin(ctx, sending context.Context, a *events.Alert, d *poli
 		return r.ask(ctx, rec, a.Text)
 	}
 	return nil
+}
+
+// note records a settled decision, unless it is the same "no" to an update of the
+// same alert, and returns what it commands: first the record, then the deed.
+func (r *Responder) note(ctx context.Context, a *events.Alert, d *policy.Decision) (*events.Decision, []*events.Command, error) {
+	rec := describe(a, d)
+	if d.Outcome == events.OutcomeDeclined && r.decided(rec) {
+		return rec, nil, nil
+	}
+	commands := r.commands(rec)
+	if err := r.record(ctx, rec); err != nil {
+		return rec, nil, err
+	}
+	r.remember(rec)
+	return rec, commands, nil
 }
 
 // decided reports whether something was decided already about the address of a
@@ -144,16 +153,29 @@ func describe(a *events.Alert, d *policy.Decision) *events.Decision {
 		rec.Towards = events.FormatPrefix(d.Towards)
 	}
 	rec.ID = policy.CommandID(a.ID, a.Updated, rec.Address, "", d.Action)
-	if len(d.Away) > 0 {
-		rec.Reason = fmt.Sprintf("%s (cannot be reached: %s)", d.Reason, strings.Join(d.Away, ", "))
-	}
-	rec.Reason = short(rec.Reason)
+	rec.Reason = without(d.Reason, d.Away)
 	if rec.Outcome == events.OutcomeCommanded {
-		for _, name := range rec.Firewalls {
-			rec.Commands = append(rec.Commands, policy.CommandID(a.ID, a.Updated, rec.Address, name, d.Action))
-		}
+		nameCommands(rec)
 	}
 	return rec
+}
+
+// nameCommands gives the command to each firewall of a record its id. A firing alert
+// is acted upon again after its cool-down: Updated keeps the second command from being
+// refused as a repetition, and is the same for two responders.
+func nameCommands(rec *events.Decision) {
+	rec.Commands = nil
+	for _, name := range rec.Firewalls {
+		rec.Commands = append(rec.Commands, policy.CommandID(rec.Alert, rec.Updated, rec.Address, name, rec.Action))
+	}
+}
+
+// without adds to the reason of a decision which firewalls it leaves out.
+func without(reason string, away []string) string {
+	if len(away) > 0 {
+		reason = fmt.Sprintf("%s (cannot be reached: %s)", reason, strings.Join(away, ", "))
+	}
+	return short(reason)
 }
 
 // decisionSubject is where all responders record what they decide.

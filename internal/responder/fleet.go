@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -35,10 +36,7 @@ func (r *Responder) recall(ctx context.Context) error {
 			return ctx.Err()
 		}
 		r.throttle.Warn(r.log, "cannot read how things stand, retrying", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(300 * time.Millisecond):
-		}
+		daemon.Sleep(ctx, 300*time.Millisecond)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -177,15 +176,19 @@ func (r *Responder) settle(ctx context.Context, ds []policy.Decision) error {
 	return nil
 }
 
+// deed is what the ledger knows a record's decision by.
+func deed(rec *events.Decision) (*policy.Decision, error) {
+	address, err := events.ParsePrefix(rec.Address)
+	return &policy.Decision{Address: address, Alert: rec.Alert, Updated: rec.Updated, Realm: rec.Realm}, err
+}
+
 // undo takes back what the deed of a record has done to the ledger, as how says.
-func (r *Responder) undo(ctx context.Context, d *events.Decision, how func(l *events.Ledger, realm string, address netip.Prefix, alert string, updated int64) bool) error {
-	address, err := events.ParsePrefix(d.Address)
+func (r *Responder) undo(ctx context.Context, rec *events.Decision, how func(*events.Ledger, *policy.Decision) bool) error {
+	d, err := deed(rec)
 	if err != nil {
 		return nil //nolint:nilerr // without an address it was never in the ledger
 	}
-	return r.changeLedger(ctx, func(l *events.Ledger) bool {
-		return how(l, d.Realm, address, d.Alert, d.Updated)
-	})
+	return r.changeLedger(ctx, func(l *events.Ledger) bool { return how(l, d) })
 }
 
 // showCircuit tells the metrics.

@@ -2,7 +2,6 @@ package responder
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -31,20 +30,13 @@ func (r *Responder) notify(ctx context.Context) error {
 	return r.conn.Follow(ctx, bus.StreamAlerts, bus.FollowFrom{Time: begin}, r.tell)
 }
 
-// recallFiring tells of what fires: the newer of the last messages on the two
-// subjects of an alert says how it stands.
+// recallFiring tells of what fires.
 func (r *Responder) recallFiring(ctx context.Context) error {
-	last, err := r.conn.Last(ctx, bus.StreamAlerts, events.SubjectAlerts+".>")
+	last, err := r.conn.LastAlerts(ctx)
 	if err != nil {
 		return err
 	}
-	newest := map[string]bus.Msg{}
-	for _, m := range last { // in the order of the stream
-		if tail := events.SubjectTail(m.Subject, events.SubjectAlerts); len(tail) == 4 {
-			newest[strings.Join(tail[1:], ".")] = m
-		}
-	}
-	for _, m := range newest {
+	for _, m := range last {
 		if events.SubjectTail(m.Subject, events.SubjectAlerts)[0] == events.Firing {
 			r.tell(m)
 		}

@@ -48,17 +48,9 @@ func (r *Responder) relieveOf(ctx context.Context, a *events.Alert, d *policy.De
 		return nil, err
 	}
 	*d = one[0]
-	rec := describe(a, d)
-	if d.Outcome == events.OutcomeDeclined && r.decided(rec) {
-		return nil, nil
-	}
-	commands := r.commands(rec)
-	if err := r.record(ctx, rec); err != nil {
+	rec, commands, err := r.note(ctx, a, d)
+	if err != nil || len(commands) == 0 {
 		return nil, err
-	}
-	r.remember(rec)
-	if len(commands) == 0 {
-		return nil, nil
 	}
 	return r.carryOut(ctx, rec, commands)[0], nil // a table is one firewall's
 }

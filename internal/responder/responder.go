@@ -186,7 +186,7 @@ func (r *Responder) Ready() error {
 }
 
 // Run acts until ctx ends.
-func (r *Responder) Run(ctx context.Context) (err error) {
+func (r *Responder) Run(ctx context.Context) error {
 	defer r.conn.Close()
 	stopHealth, err := r.conn.Subscribe(events.SubjectHealth+".*", r.sight)
 	if err != nil {
@@ -206,10 +206,17 @@ func (r *Responder) Run(ctx context.Context) (err error) {
 		besides.Go(func() error { return r.notifier.Run(beside) })
 		besides.Go(func() error { return r.notify(beside) })
 	}
-	defer func() {
-		stopBesides()
-		err = errors.Join(err, besides.Wait())
-	}()
+	err = r.work(ctx, sending)
+	defer time.AfterFunc(drainTime, cancel).Stop()
+	// Approvals first: they may begin to send.
+	stopBesides()
+	err = errors.Join(err, besides.Wait())
+	r.sending.Wait()
+	return err
+}
+
+// work handles alerts until ctx ends, together with all other responders.
+func (r *Responder) work(ctx, sending context.Context) error {
 	if r.conn.Enlist(ctx, bus.StreamAlerts, durable, firing) != nil || r.recall(ctx) != nil {
 		return nil // ctx ended
 	}
@@ -217,15 +224,9 @@ func (r *Responder) Run(ctx context.Context) (err error) {
 	r.enlisted.Store(true)
 	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
 	r.act(ctx, &events.Act{Verb: events.VerbMode, What: fmt.Sprintf("a responder began, mode %s, policies: %d", r.file.Mode, len(r.file.Policies)), Time: time.Now().UnixMilli()})
-	err = r.conn.Work(ctx, bus.StreamAlerts, durable, firing, func(ctx context.Context, m bus.Msg) error {
+	return r.conn.Work(ctx, bus.StreamAlerts, durable, firing, func(ctx context.Context, m bus.Msg) error {
 		return r.alert(ctx, sending, m)
 	})
-	defer time.AfterFunc(drainTime, cancel).Stop()
-	// Approvals first: they may begin to send.
-	stopBesides()
-	err = errors.Join(err, besides.Wait())
-	r.sending.Wait()
-	return err
 }
 
 // firing is what a responder reads of the alerts.

@@ -1,6 +1,10 @@
 package events
 
-import "fmt"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+)
 
 // Proposal is a decision that waits for a person: the value of the key
 // <id>.request in the bucket CT_APPROVALS, signed by the responder.
@@ -21,14 +25,20 @@ func (p *Proposal) Validate() error {
 	return checkText([2]string{"text", p.Text})
 }
 
+// ProposalDigest is what an Answer says of the proposal that it is about: the
+// SHA-256, in hexadecimal, of the value as it stands in the bucket.
+func ProposalDigest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
 // Answer is what a person says to a proposal: the value of the key <id>.answer,
 // signed by whom the responder trusts for it.
 type Answer struct {
 	Head    `msgpack:",inline"`
 	ID      string `msgpack:"id" json:"id"`
 	Approve bool   `msgpack:"approve" json:"approve"`
-	// Digest is the SHA-256 of the proposal as it stood in the bucket, in
-	// hexadecimal: what was read is what is approved.
+	// Digest is the proposal's ProposalDigest: what was read is what is approved.
 	Digest string `msgpack:"digest" json:"digest"`
 	Reason string `msgpack:"reason,omitempty" json:"reason,omitempty"`
 	Time   int64  `msgpack:"time" json:"time"` // Unix ms

@@ -148,6 +148,16 @@ func AlertSubject(state, rule, scope, key string) string {
 	return SubjectAlerts + "." + state + "." + rule + "." + scope + "." + key
 }
 
+// SubjectAlert returns what the alerts on a subject are about: rule, scope and key,
+// whether they fire or are resolved; "" for a subject that is none of theirs.
+func SubjectAlert(subject string) string {
+	tail := SubjectTail(subject, SubjectAlerts)
+	if len(tail) != 4 {
+		return ""
+	}
+	return strings.Join(tail[1:], ".")
+}
+
 // SubjectTail returns the tokens of subject after root, or nil when subject is
 // not below root.
 func SubjectTail(subject, root string) []string {
