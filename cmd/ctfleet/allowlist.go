@@ -186,14 +186,14 @@ func readEntries(name string, in io.Reader) ([]events.AllowEntry, error) {
 	return out, nil
 }
 
-// writer changes the live allowlist.
-type writer struct {
+// allowlistWriter changes the live allowlist.
+type allowlistWriter struct {
 	conn  *bus.Conn
 	key   *seal.Signer
 	clock bus.Clock
 }
 
-func (c *client) openAllowlist(ctx context.Context, s *signing) (*writer, error) {
+func (c *client) openAllowlist(ctx context.Context, s *signing) (*allowlistWriter, error) {
 	key, err := s.signer()
 	if err != nil {
 		return nil, err
@@ -207,14 +207,14 @@ func (c *client) openAllowlist(ctx context.Context, s *signing) (*writer, error)
 		conn.Close()
 		return nil, err
 	}
-	return &writer{conn, key, clock}, nil
+	return &allowlistWriter{conn, key, clock}, nil
 }
 
 // now is by the server's clock, by which entries end.
-func (w *writer) now() time.Time { return w.clock.At(time.Now()) }
+func (w *allowlistWriter) now() time.Time { return w.clock.At(time.Now()) }
 
 // put sets an entry, and records who did.
-func (w *writer) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) error {
+func (w *allowlistWriter) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	key := events.AllowKey(e.Realm, p)
@@ -239,12 +239,6 @@ func (w *writer) put(ctx context.Context, p netip.Prefix, e *events.AllowEntry) 
 	}
 	_, err = w.conn.Update(ctx, w.key, bus.BucketAllowlist, key, e, rev)
 	return err
-}
-
-// record writes what an operator does to the audit.
-func record(ctx context.Context, conn *bus.Conn, key *seal.Signer, a *events.Act) error {
-	a.Time = time.Now().UnixMilli()
-	return conn.PublishSealed(ctx, key, events.AuditSubject(events.ActorOperator, a.Verb), "", a)
 }
 
 // describe says what an entry lists, in words.

@@ -164,3 +164,9 @@ func done(r *events.Receipt) string {
 	}
 	return entries
 }
+
+// record writes what an operator does to the audit.
+func record(ctx context.Context, conn *bus.Conn, key *seal.Signer, a *events.Act) error {
+	a.Time = time.Now().UnixMilli()
+	return conn.PublishSealed(ctx, key, events.AuditSubject(events.ActorOperator, a.Verb), "", a)
+}

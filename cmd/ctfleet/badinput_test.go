@@ -137,17 +137,7 @@ func requireRoot(t *testing.T) {
 	if os.Geteuid() == 0 && slices.Equal(strings.Fields(string(users)), []string{"0", "0", "4294967295"}) {
 		return
 	}
-	lacks(t, "root of the host")
-}
-
-// lacks skips a test for want of something, or fails it where nothing may be
-// wanting.
-func lacks(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs %s", what)
-	}
-	t.Skip("needs " + what)
+	labtest.Lacks(t, "root of the host")
 }
 
 // TestWithoutPermission runs the producer as a user who may not.
@@ -183,11 +173,11 @@ func TestWithoutTracking(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	if _, err := exec.LookPath("ip"); err != nil {
-		lacks(t, "ip(8)")
+		labtest.Lacks(t, "ip(8)")
 	}
 	name := fmt.Sprintf("ctfleet-e2e-%d", os.Getpid())
 	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
-		lacks(t, fmt.Sprintf("a namespace with a name: %v: %s", err, out))
+		labtest.Lacks(t, "a namespace with a name: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
@@ -204,7 +194,7 @@ func TestWithoutTracking(t *testing.T) {
 	}
 	// The remedy is one that works.
 	if _, err := exec.LookPath("nft"); err != nil {
-		lacks(t, "nft(8) to follow the advice")
+		labtest.Lacks(t, "nft(8) to follow the advice")
 	}
 	for _, line := range rule {
 		if out, err := exec.Command("ip", "netns", "exec", name, "nft", line).CombinedOutput(); err != nil {

@@ -3,24 +3,21 @@ package main
 import (
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 )
 
-// debian is the path of a program of Debian's. Where it is missing the test is skipped,
-// or fails when CTFLEET_REQUIRE_KERNEL=1, as in CI.
+// debian is the path of a program of Debian's, which the test lacks where it is missing.
 func debian(t *testing.T, program, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err == nil {
 		return path
 	}
-	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs %s: apt-get install %s", program, pkg)
-	}
-	t.Skipf("needs %s: apt-get install %s", program, pkg)
+	labtest.Lacks(t, "%s: apt-get install %s", program, pkg)
 	return ""
 }
 

@@ -25,9 +25,14 @@ type flowFilter struct {
 	types        []events.Type
 }
 
+// given is how many filters of flows there are.
+func (f *flowFilter) given() int {
+	return len(f.IP) + len(f.FromIP) + len(f.ToIP) + len(f.Protocol) + len(f.Port) + len(f.Type)
+}
+
 // empty reports whether everything is wanted.
 func (f *flowFilter) empty() bool {
-	return len(f.IP)+len(f.FromIP)+len(f.ToIP)+len(f.Protocol)+len(f.Port)+len(f.Type) == 0 && !f.Not
+	return f.given() == 0 && !f.Not
 }
 
 // compile reads the flags.
@@ -55,7 +60,7 @@ func (f *flowFilter) compile() error {
 	for _, s := range f.Type {
 		f.types = append(f.types, map[string]events.Type{"new": events.New, "destroy": events.Destroy, "existing": events.Existing}[s])
 	}
-	if f.Not && len(f.IP)+len(f.FromIP)+len(f.ToIP)+len(f.Protocol)+len(f.Port)+len(f.Type) == 0 {
+	if f.Not && f.given() == 0 {
 		return errors.New("--not: there is no filter that it could turn around")
 	}
 	return nil

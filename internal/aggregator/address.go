@@ -47,7 +47,7 @@ func (a *Aggregator) Address(ctx context.Context, q *events.AddressQuery) (*even
 	defer a.mu.Unlock()
 	key, place := netip.PrefixFrom(addr, addr.BitLen()), count.Place{Realm: r.Realm}
 	r.Src, r.Dst = a.side(count.BySrc, place, key), a.side(count.ByDst, place, key)
-	if e, ok := a.allow.List(r.Realm, a.mirror.Now()).Contains(addr); ok {
+	if e, ok := a.allow.Heard(r.Realm).Contains(addr); ok {
 		r.Allowlisted = &events.AddressEntry{Prefix: e.Prefix.String(), Why: e.Why}
 	}
 	r.Alerts = a.firing(func(t *rule.Transition) bool { return t.Subject.Realm == r.Realm && t.Subject.Key.Contains(addr) })

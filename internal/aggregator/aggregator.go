@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -63,8 +62,7 @@ type Aggregator struct {
 
 	outbox *bus.Outbox    // alerts on their way
 	past   *history.Store // nil: no history is kept
-	allow  *allowlist.Live
-	mirror *bus.Mirror // of the bucket behind allow
+	allow  *bus.Allowlist
 	guard  *bus.Mirror // of CT_GUARD
 
 	intake chan message
@@ -120,8 +118,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if a.conn, err = bus.Connect(busCfg); err != nil {
 		return nil, errors.Join(err, a.closePast())
 	}
-	a.allow = allowlist.NewLive(everybody)
-	a.mirror = a.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: a.allow.Begin, Put: a.allowEntry, Done: a.allow.Done})
+	a.allow = a.conn.NewAllowlist(everybody, a.refuse)
 	a.guard = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: a.guardValue, Done: func() {}})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
@@ -180,7 +177,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
-	g.Go(func() error { return a.mirror.Run(ctx) })
+	g.Go(func() error { return a.allow.Run(ctx) })
 	g.Go(func() error { return a.guard.Run(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -47,16 +46,9 @@ func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 	al, s := a.describe(t), t.Subject
 	al.Stale = len(a.stale(s.Realm, s.Firewall, time.Now())) > 0
 	if s.Key.IsValid() {
-		_, al.Allowlisted = a.allow.List(s.Realm, a.mirror.Now()).Covers(s.Key)
+		_, al.Allowlisted = a.allow.Heard(s.Realm).Covers(s.Key)
 	}
 	return al
-}
-
-// allowEntry takes an entry of the live allowlist.
-func (a *Aggregator) allowEntry(m bus.Msg) {
-	if err := a.allow.Put(bus.BucketKey(bus.BucketAllowlist, m.Subject), m.Subject, m.Data, m.Seal); err != nil {
-		a.refuse("allowlist entry", m.Subject, err)
-	}
 }
 
 // keyText writes an address, a prefix, or "table".

@@ -127,7 +127,7 @@ func (a *Aggregator) wanted(q *events.TopQuery, realm string) func(netip.Prefix)
 	if q.Prefix == "" && q.Allowlisted == "" {
 		return nil
 	}
-	list := a.allow.List(realm, a.mirror.Now())
+	list := a.allow.Heard(realm)
 	return func(key netip.Prefix) bool {
 		if q.Prefix != "" && !within.Contains(key.Addr()) {
 			return false

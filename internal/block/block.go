@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/host"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 const (
@@ -17,7 +18,7 @@ const (
 	// looks for elements that have ended about once a second; one that is to stay
 	// for longer than a day is a rule, which somebody should write.
 	MinFor = time.Second
-	MaxFor = 24 * time.Hour
+	MaxFor = events.MaxBlockS * time.Second
 
 	// MaxEntries bounds how many prefixes are blocked at a time.
 	MaxEntries = 1 << 16
@@ -65,6 +66,8 @@ type sets interface {
 	// makes so many elements more.
 	add(k *kernel, p netip.Prefix, d time.Duration, room func(int) error) (time.Duration, error)
 	remove(*kernel, netip.Prefix) (bool, error)
+	// has reports whether remove would find something.
+	has(*kernel, netip.Prefix) (bool, error)
 	list(*kernel) ([]Entry, error)
 	clear(*kernel) error
 }
@@ -127,6 +130,21 @@ func (b *Blocker) Delete(prefix netip.Prefix) (found bool, err error) {
 	}
 	if err != nil {
 		return false, fmt.Errorf("unblock %s: %w", prefix, err)
+	}
+	return found, nil
+}
+
+// Has reports whether Delete would end a block of prefix.
+func (b *Blocker) Has(prefix netip.Prefix) (found bool, err error) {
+	prefix, err = blockable(prefix)
+	if err == nil {
+		err = b.do(func(k *kernel) (err error) {
+			found, err = b.sets.has(k, prefix)
+			return err
+		})
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up %s: %w", prefix, err)
 	}
 	return found, nil
 }

@@ -20,9 +20,7 @@ func TestTheFirstAddMakesTheTable(t *testing.T) {
 	t.Parallel()
 	b, ns := own(t)
 	wantList(t, b)
-	if found, err := b.Delete(prefix("192.0.2.1/32")); found || err != nil {
-		t.Errorf("delete where there is nothing: %v, %v", found, err)
-	}
+	unblock(t, b, "192.0.2.1/32", false)
 	if got := ruleset(t, ns, ""); got != "" {
 		t.Errorf("before the first block there is:\n%s", got)
 	}
@@ -94,15 +92,9 @@ func TestBlocksOverlap(t *testing.T) {
 	wantList(t, b,
 		"192.0.0.0/16", 5*time.Minute, "192.0.2.0/24", 10*time.Minute, "192.0.2.128/25", time.Hour, "192.0.2.129/32", time.Minute,
 		"2001:db8::/32", time.Minute, "2001:db8::1/128", time.Hour)
-	if found, err := b.Delete(prefix("192.0.2.0/24")); !found || err != nil {
-		t.Errorf("delete: %v, %v", found, err)
-	}
-	if found, err := b.Delete(prefix("192.0.2.0/24")); found || err != nil {
-		t.Errorf("delete again: %v, %v", found, err)
-	}
-	if found, err := b.Delete(prefix("192.0.2.130/32")); found || err != nil {
-		t.Errorf("delete of an address that only a prefix covers: %v, %v", found, err)
-	}
+	unblock(t, b, "192.0.2.0/24", true)
+	unblock(t, b, "192.0.2.0/24", false)
+	unblock(t, b, "192.0.2.130/32", false) // only a prefix covers it
 	wantList(t, b,
 		"192.0.0.0/16", 5*time.Minute, "192.0.2.128/25", time.Hour, "192.0.2.129/32", time.Minute,
 		"2001:db8::/32", time.Minute, "2001:db8::1/128", time.Hour)
@@ -250,9 +242,7 @@ func TestFull(t *testing.T) {
 		_, err := b.Add(prefix("192.0.2.2/32"), time.Minute)
 		return err == nil
 	})
-	if found, err := b.Delete(prefix("192.0.2.2/32")); !found || err != nil {
-		t.Errorf("delete: %v, %v", found, err)
-	}
+	unblock(t, b, "192.0.2.2/32", true)
 	add(t, b, "192.0.2.3/32", time.Minute, time.Minute)
 }
 

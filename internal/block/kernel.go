@@ -188,7 +188,7 @@ func (k *kernel) ask(kind uint16, flags netlink.HeaderFlags, table *nftables.Tab
 	for range maxRetries {
 		msgs, err := k.nl.Execute(m)
 		if err != nil {
-			return nil, refused(err)
+			return nil, host.NeedsNetAdmin(err)
 		}
 		interrupted := false
 		for _, m := range msgs {
@@ -203,15 +203,7 @@ func (k *kernel) ask(kind uint16, flags netlink.HeaderFlags, table *nftables.Tab
 
 // flush carries out what was queued, all of it or nothing.
 func (k *kernel) flush() error {
-	return refused(k.Flush())
-}
-
-// refused puts the kernel's error into words where it has a remedy.
-func refused(err error) error {
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w (needs CAP_NET_ADMIN: run as root, or give a container cap_add NET_ADMIN)", err)
-	}
-	return err
+	return host.NeedsNetAdmin(k.Flush())
 }
 
 func nest(ae *netlink.AttributeEncoder, kind uint16, fn func(*netlink.AttributeEncoder)) {

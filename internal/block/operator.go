@@ -140,11 +140,7 @@ func (o operatorSets) remove(k *kernel, p netip.Prefix) (bool, error) {
 	if s.nft.Interval {
 		return s.removeInterval(k, p)
 	}
-	if !p.IsSingleIP() {
-		return false, nil
-	}
-	e, found, err := k.element(s.nft, p.Addr())
-	if err != nil || !found || !e.ours {
+	if found, err := s.has(k, p); err != nil || !found {
 		return false, err
 	}
 	if err := k.SetDeleteElements(s.nft, []nftables.SetElement{{Key: p.Addr().AsSlice()}}); err != nil {
@@ -155,6 +151,26 @@ func (o operatorSets) remove(k *kernel, p netip.Prefix) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+func (o operatorSets) has(k *kernel, p netip.Prefix) (bool, error) {
+	s, err := o.of(k, p)
+	if err != nil {
+		return false, err
+	}
+	return s.has(k, p)
+}
+
+func (s operatorSet) has(k *kernel, p netip.Prefix) (bool, error) {
+	if s.nft.Interval {
+		held, err := s.spans(k)
+		return len(unblock(held, p).remove) > 0, err
+	}
+	if !p.IsSingleIP() {
+		return false, nil
+	}
+	e, found, err := k.element(s.nft, p.Addr())
+	return found && e.ours, err
 }
 
 func (o operatorSets) list(k *kernel) ([]Entry, error) {

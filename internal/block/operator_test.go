@@ -156,14 +156,10 @@ func TestOperatorsHashSets(t *testing.T) {
 		if _, err := b.Add(prefix(p), time.Minute); err == nil || !strings.Contains(err.Error(), "takes single addresses only: it lacks the flag interval") {
 			t.Errorf("block %s: %v", p, err)
 		}
-		if found, err := b.Delete(prefix(p)); found || err != nil {
-			t.Errorf("unblock %s: %v, %v", p, found, err)
-		}
+		unblock(t, b, p, false)
 	}
 	for p, want := range map[string]bool{"198.51.100.2/32": false, "192.0.2.9/32": false, "2001:db8::1/128": true} {
-		if found, err := b.Delete(prefix(p)); found != want || err != nil {
-			t.Errorf("unblock %s: %v, %v", p, found, err)
-		}
+		unblock(t, b, p, want)
 	}
 	if err := b.Clear(); err != nil {
 		t.Fatal(err)
@@ -224,9 +220,7 @@ func TestOperatorsIntervalSets(t *testing.T) {
 	}
 	add(t, b, "203.0.113.9/32", time.Second, time.Minute)
 	for p, want := range map[string]bool{"198.51.100.0/24": false, "203.0.113.9/32": false, "198.51.101.0/24": true, "192.0.2.64/26": true, "192.0.3.0/24": true} {
-		if found, err := b.Delete(prefix(p)); found != want || err != nil {
-			t.Errorf("unblock %s: %v, %v", p, found, err)
-		}
+		unblock(t, b, p, want)
 	}
 	wantList(t, blocker(t, cfg), append([]any{"0.0.0.0/8", time.Minute, "192.0.2.0/26", 30 * time.Minute, "192.0.2.128/25", time.Hour}, tail...)...)
 	if err := b.Clear(); err != nil {

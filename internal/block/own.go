@@ -106,6 +106,11 @@ func (o ownTable) remove(k *kernel, p netip.Prefix) (bool, error) {
 	return err == nil, err
 }
 
+func (o ownTable) has(k *kernel, p netip.Prefix) (bool, error) {
+	_, found, err := k.element(o.set(familyOf(p.Addr()), p.Bits()), p.Addr())
+	return found, err
+}
+
 func (o ownTable) list(k *kernel) ([]Entry, error) {
 	sets, err := k.sets(o.table())
 	if err != nil {

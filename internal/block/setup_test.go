@@ -60,6 +60,17 @@ func add(t *testing.T, b *block.Blocker, p string, d, want time.Duration) {
 	}
 }
 
+// unblock ends a block where there is one to end, which has to be known beforehand.
+func unblock(t *testing.T, b *block.Blocker, p string, want bool) {
+	t.Helper()
+	if has, err := b.Has(prefix(p)); has != want || err != nil {
+		t.Errorf("is there a block of %s to end: %v, %v", p, has, err)
+	}
+	if found, err := b.Delete(prefix(p)); found != want || err != nil {
+		t.Errorf("unblock %s: %v, %v", p, found, err)
+	}
+}
+
 // about allows for the time that a test takes.
 func about(left, want time.Duration) bool {
 	return left <= want && (left > want-10*time.Second || want < 10*time.Second && left > 0)

@@ -160,9 +160,13 @@ func (m *Mirror) Current() error {
 	return fmt.Errorf("bucket %s: %w", m.bucket, m.why)
 }
 
-// Now is what the server's clock says: values expire by it.
+// Now is what the server's clock says, by which values expire; the zero time until
+// it was read.
 func (m *Mirror) Now() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.clock == (Clock{}) {
+		return time.Time{}
+	}
 	return m.clock.At(time.Now())
 }

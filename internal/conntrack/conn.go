@@ -170,11 +170,3 @@ func status(msg []byte) (unix.Errno, error) {
 	}
 	return unix.Errno(-int32(native.Uint32(msg[nlmsgHeader:]))), nil
 }
-
-// refused puts the kernel's error into words where it has a remedy.
-func refused(errno unix.Errno) error {
-	if errno == unix.EPERM {
-		return fmt.Errorf("%w (needs CAP_NET_ADMIN: run as root, or give a container cap_add NET_ADMIN)", errno)
-	}
-	return errno
-}

@@ -151,7 +151,7 @@ func decodeEntry(p []byte, e *events.Event) error {
 	if orig.zone != 0 { // given here instead of CTA_ZONE when it holds for one direction only
 		e.Zone = orig.zone
 	}
-	if e.Proto == unix.IPPROTO_ICMP || e.Proto == unix.IPPROTO_ICMPV6 {
+	if isICMP(e.Proto) {
 		e.NAT = e.Reply != e.Orig.Mirror(e.Proto, e.IPv6)
 	} else { // the same, without making the mirrored tuple: only the order changes
 		e.NAT = e.Reply.Src != e.Orig.Dst || e.Reply.Dst != e.Orig.Src || e.Reply.SrcPort != e.Orig.DstPort || e.Reply.DstPort != e.Orig.SrcPort
@@ -267,7 +267,7 @@ func (t *tuple) decodeUsual(p []byte, ipv6 bool) bool {
 		}
 	}
 	tail := p[len(p)-20:] // from the protocol number on
-	if t.proto = tail[0]; t.proto == unix.IPPROTO_ICMP || t.proto == unix.IPPROTO_ICMPV6 {
+	if t.proto = tail[0]; isICMP(t.proto) {
 		return false
 	}
 	if ipv6 {
@@ -365,7 +365,7 @@ func (t *tuple) decodeProto(p []byte) error {
 	if !hasNum {
 		return wrong("CTA_PROTO_NUM", errMissing)
 	}
-	if t.proto == unix.IPPROTO_ICMP || t.proto == unix.IPPROTO_ICMPV6 {
+	if isICMP(t.proto) {
 		t.SrcPort, t.DstPort = icmpID, icmpKind
 	}
 	return nil
@@ -392,4 +392,9 @@ func decodeCounters(p []byte, packets, bytes *uint64) error {
 		}
 		*c = network.Uint64(v)
 	}
+}
+
+// isICMP reports whether a protocol has type, code and id in the place of ports.
+func isICMP(protocol uint8) bool {
+	return protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -304,7 +305,7 @@ func (ch *channel) acknowledged(first uint32, n int, res *FlushResult) error {
 			res.Refused[RefusedOffloaded]++
 		default:
 			// EPERM, for one, comes once for the whole batch.
-			return true, refused(errno)
+			return true, host.NeedsNetAdmin(errno)
 		}
 		n--
 		return n == 0, nil

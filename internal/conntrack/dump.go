@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -91,7 +92,7 @@ func (c *Conn) dump(ctx context.Context, fn func([]events.Event) error, build fu
 			errno, err := status(msg)
 			finished = err == nil
 			if errno != 0 {
-				err = refused(errno)
+				err = host.NeedsNetAdmin(errno)
 			}
 			return true, errors.Join(err, deliver())
 		case unix.NLMSG_OVERRUN:

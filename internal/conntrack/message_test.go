@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -154,7 +155,7 @@ func TestFilteredDumpSelects(t *testing.T) {
 			t.Fatal(err)
 		}
 		if wrong == others && got == own+others {
-			t.Skip("this kernel does not know CTA_FILTER (before Linux 5.8)")
+			labtest.Lacks(t, "a kernel that knows CTA_FILTER (Linux 5.8)")
 		}
 		if got != want || wrong != 0 {
 			t.Errorf("by %s: %d entries, %d of them of others, want %d", by, got, wrong, want)

@@ -58,10 +58,7 @@ func (s *socket) bind(groups uint32, setup func(fd int) error) error {
 		}
 	}
 	if err := unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("join conntrack events: %w (needs CAP_NET_ADMIN: run as root, or give a container cap_add NET_ADMIN)", err)
-		}
-		return fmt.Errorf("bind netlink socket: %w", err)
+		return fmt.Errorf("bind netlink socket: %w", host.NeedsNetAdmin(err))
 	}
 	name, err := unix.Getsockname(s.fd)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/internal/host"
 )
 
 // State is the fill of a table, in entries, and what the kernel counted while
@@ -133,7 +135,7 @@ func (c *Conn) ask(kind, flags uint16, fn func(kind uint16, value []byte)) error
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:
 			errno, err := status(msg)
 			if errno != 0 {
-				err = refused(errno)
+				err = host.NeedsNetAdmin(errno)
 			}
 			return true, err
 		}

@@ -310,7 +310,7 @@ func TestEnabledDoesNotGuessAboutOldIptables(t *testing.T) {
 		return nil
 	})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) {
-		t.Skipf("this kernel has no iptables-legacy: %v", err)
+		labtest.Lacks(t, "a kernel with iptables-legacy: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

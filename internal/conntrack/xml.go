@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -65,8 +64,7 @@ var (
 	errNoFlow   = errors.New("this is nothing that conntrack -o xml prints")
 )
 
-// Next fills f with the next flow, and leaves out the updates. It sets every field
-// but Time. At the end of the input it returns io.EOF, after End if all of the last
+// Next fills f with the next flow, and leaves out the updates. Time is left zero. At the end of the input it returns io.EOF, after End if all of the last
 // document was there; any other error is of the input.
 //
 // A NEW is [events.Existing] when the tool says behind it that a program inserted
@@ -140,13 +138,8 @@ func (x *XMLReader) fill() bool {
 func (x *XMLReader) seek() (found, ended bool) {
 	for {
 		text := x.buf[x.from:x.to]
-		i := 0
-		for i < len(text) && (text[i] == ' ' || text[i] == '\n' || text[i] == '\t' || text[i] == '\r') {
-			i++
-		}
-		x.skip(i)
-		text = text[i:]
-		rest := maxTail // of a word that is not all there yet
+		text = bytes.TrimLeft(text, " \n\t\r")
+		x.skip(x.to - x.from - len(text))
 		switch {
 		case isFlow(text):
 			x.text, x.lost = false, false
@@ -169,8 +162,8 @@ func (x *XMLReader) seek() (found, ended bool) {
 				continue
 			}
 		}
-		if len(text) < rest && x.fill() {
-			continue
+		if len(text) < maxTail && x.fill() {
+			continue // a word of ours may not be all there yet
 		}
 		if len(text) == 0 {
 			return false, false
@@ -256,7 +249,7 @@ func (x *XMLReader) tail() []byte {
 		} else if len(text) < maxTail && x.fill() {
 			continue
 		}
-		if s := bytes.TrimSpace(text); len(s) > 0 && !strings.HasPrefix(string(s), "[USERSPACE]") {
+		if s := bytes.TrimSpace(text); len(s) > 0 && !bytes.HasPrefix(s, []byte("[USERSPACE]")) {
 			return nil // it will be met again as text that does not belong there
 		}
 		x.from += len(text) // there is no line end in it

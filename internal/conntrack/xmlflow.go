@@ -54,9 +54,7 @@ var (
 // parseFlow reads one <flow>, from its tag to its end.
 func parseFlow(p []byte, f *XMLFlow) (typ string, err error) {
 	x := flowXML{f: f}
-	at := f.Time
 	*f = XMLFlow{}
-	f.Time = at
 	var text []byte
 	for len(p) > 0 {
 		open := bytes.IndexByte(p, '<')
@@ -287,7 +285,7 @@ func (x *flowXML) finish() error {
 	f.Proto, f.IPv6 = uint8(o.proto), !o.src.Is4()
 	f.Orig, f.Reply = o.tuple(f.Proto), r.tuple(f.Proto)
 	mirror := f.Orig.Mirror(f.Proto, f.IPv6)
-	if (f.Proto == unix.IPPROTO_ICMP || f.Proto == unix.IPPROTO_ICMPV6) && !r.hasICMP {
+	if isICMP(f.Proto) && !r.hasICMP {
 		f.Reply.SrcPort, f.Reply.DstPort = mirror.SrcPort, mirror.DstPort // not printed
 	}
 	f.NAT = f.Reply != mirror
@@ -319,7 +317,7 @@ func (x *flowXML) finish() error {
 
 func (t *tupleXML) tuple(proto uint8) (out events.Tuple) {
 	out = events.Tuple{Src: addrOf(t.src), Dst: addrOf(t.dst), SrcPort: t.sport, DstPort: t.dport}
-	if proto == unix.IPPROTO_ICMP || proto == unix.IPPROTO_ICMPV6 {
+	if isICMP(proto) {
 		out.SrcPort, out.DstPort = t.icmpID, t.icmpKind
 	}
 	return out

@@ -33,7 +33,7 @@ import (
 // Reasons of refusals, as receipts and metrics show them.
 const (
 	NotEnabled    = "not-enabled"      // the producer runs without --allow-flush, or --allow-block
-	NotReady      = "not-ready"        // this host's own addresses are not known yet
+	NotReady      = "not-ready"        // this host's own addresses, or the server's clock, are not known yet
 	WrongFirewall = "wrong-firewall"   // the command names another firewall
 	WrongRealm    = "wrong-realm"      // it is for entries of another realm
 	InZone        = "zone"             // a block for a conntrack zone, which would hit others too
@@ -67,7 +67,8 @@ type Config struct {
 	Firewall string
 	Realm    string
 	Boot     string
-	// Now is what the server's clock says; nil: commands are not judged by it.
+	// Now is what the server's clock says, the zero time while that is not known; nil:
+	// commands are not judged by it.
 	Now        func() time.Time
 	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
@@ -246,8 +247,13 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 			return no(Unread, "the live allowlist is not known: %v", err)
 		}
 	}
-	if g.cfg.Now != nil && g.cfg.Now().Sub(time.UnixMilli(c.Issued)).Abs() > MaxSkew {
-		return no(WrongTime, "the command was made at another time: %s", time.UnixMilli(c.Issued).UTC().Format(time.DateTime))
+	if g.cfg.Now != nil {
+		switch server := g.cfg.Now(); {
+		case server.IsZero():
+			return no(NotReady, "what the server's clock says is not known yet")
+		case server.Sub(time.UnixMilli(c.Issued)).Abs() > MaxSkew:
+			return no(WrongTime, "the command was made at another time: %s", time.UnixMilli(c.Issued).UTC().Format(time.DateTime))
+		}
 	}
 	for id, expires := range g.seen {
 		if expires <= now {

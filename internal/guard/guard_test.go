@@ -216,6 +216,10 @@ func TestWrongTime(t *testing.T) {
 	if v, _ := check(g, command(nil), Sealed{}, now); v.Reason != WrongTime {
 		t.Errorf("without a time: %+v", v)
 	}
+	present = time.Time{}
+	if v, _ := check(g, command(nil), Sealed{}, now); v.Reason != NotReady {
+		t.Errorf("before the server's clock is known: %+v", v)
+	}
 }
 
 func TestProtectReplaces(t *testing.T) {

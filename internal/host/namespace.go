@@ -197,6 +197,14 @@ func onThread(fn func() error) error {
 	return err
 }
 
+// NeedsNetAdmin puts the kernel's error into words where CAP_NET_ADMIN is the remedy.
+func NeedsNetAdmin(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN: run as root, or give a container cap_add NET_ADMIN)", err)
+	}
+	return err
+}
+
 func permissionHint(err error) string {
 	if errors.Is(err, unix.EPERM) {
 		return " (needs CAP_SYS_ADMIN: run as root, or give a container cap_add SYS_ADMIN)"

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/internal/lab"
+	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 )
 
 // nobody is the user that tests become when they run as root.
@@ -38,10 +39,7 @@ func start(t *testing.T, role string) *program {
 func startAt(t *testing.T, role string, tty *os.File) *program {
 	t.Helper()
 	if err := lab.Permitted(); err != nil {
-		if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		labtest.Lacks(t, "a lab: %v", err)
 	}
 	// /proc/self/exe: go test builds the binary in a directory that nobody else may look into.
 	p := &program{Cmd: exec.CommandContext(t.Context(), "/proc/self/exe"), stderr: &strings.Builder{}}
@@ -55,7 +53,7 @@ func startAt(t *testing.T, role string, tty *os.File) *program {
 	}
 	if os.Geteuid() == 0 {
 		if users, err := os.ReadFile("/proc/self/uid_map"); err != nil || len(strings.Fields(string(users))) != 3 || strings.Fields(string(users))[2] == "1" {
-			t.Skip("root of a user namespace with one user cannot become another")
+			labtest.Lacks(t, "another user to become, which root of a user namespace with one user has not")
 		}
 		p.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
 	}
@@ -165,7 +163,7 @@ func openTerminal(t *testing.T) (master, tty *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("needs a pseudo-terminal: %v", err)
+		labtest.Lacks(t, "a pseudo-terminal: %v", err)
 	}
 	t.Cleanup(func() { _ = master.Close() })
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
@@ -213,7 +211,7 @@ func TestEnterDiesWithItsParent(t *testing.T) {
 
 func TestEnterAsRootStaysWhereItIs(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		labtest.Lacks(t, "root")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -35,11 +35,11 @@ func (p *Producer) record(r *events.Receipt, verb string) {
 		id:      rand.Text(),
 		receipt: *r,
 	}
-	p.recording.Add(1)
+	p.unwritten.Add(1)
 	select {
 	case p.records <- rec:
 	default:
-		p.recording.Add(-1)
+		p.unwritten.Add(-1)
 		p.unrecorded(&rec, fmt.Errorf("%d others wait for the bus", maxRecords))
 	}
 }
@@ -61,7 +61,7 @@ func (p *Producer) recordLoop(ctx context.Context) error {
 			}
 		case rec := <-p.records:
 			p.publishRecord(ctx, &rec)
-			p.recording.Add(-1)
+			p.unwritten.Add(-1)
 		}
 	}
 }

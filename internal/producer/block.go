@@ -154,34 +154,35 @@ func (p *Producer) takeBack(prefixes []netip.Prefix, before []block.Entry) error
 }
 
 // unblock ends blocks, if the guard allows it. Where there is none that is success.
-func (p *Producer) unblock(req bus.Request, c *events.Command) (r *events.Receipt, m conntrack.Match) {
-	r, _, match := p.judge(req, c)
+// It matches no entries that could be counted again later.
+func (p *Producer) unblock(req bus.Request, c *events.Command) (*events.Receipt, conntrack.Match) {
+	r, _, m := p.judge(req, c)
 	if r.Error != "" {
-		return r, m
+		return r, conntrack.Match{}
 	}
 	var err error
 	if c.DryRun {
-		r.Unblocked, err = p.countBlocks(match.Prefixes)
+		r.Unblocked, err = p.countBlocks(m.Prefixes)
 	} else {
-		err = p.endBlocks(r, match.Prefixes)
+		err = p.endBlocks(r, m.Prefixes)
 	}
 	if err != nil {
 		r.Error = err.Error()
 	}
-	return r, m
+	return r, conntrack.Match{}
 }
 
 // countBlocks counts the prefixes of which endBlocks would end a block.
 func (p *Producer) countBlocks(prefixes []netip.Prefix) (n uint64, err error) {
-	list, err := p.blocks.List()
+	var errs []error
 	for _, prefix := range prefixes {
-		if slices.ContainsFunc(list, func(e block.Entry) bool {
-			return e.Prefix == prefix || len(p.opt.BlockSet) > 0 && e.Prefix.Overlaps(prefix)
-		}) {
+		found, err := p.blocks.Has(prefix)
+		if found {
 			n++
 		}
+		errs = append(errs, err)
 	}
-	return n, err
+	return n, errors.Join(errs...)
 }
 
 func (p *Producer) endBlocks(r *events.Receipt, prefixes []netip.Prefix) error {

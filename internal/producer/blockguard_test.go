@@ -52,7 +52,7 @@ func TestBlockIsGuarded(t *testing.T) {
 	if err := r.conn.Put(t.Context(), nil, bus.BucketAllowlist, events.AllowKey("", netip.MustParsePrefix("198.18.6.6/32")), &entry); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the entry", func() bool { l, err := r.p.allowed("default"); return err == nil && l.Len() == 1 })
+	r.until("the entry", func() bool { l, err := r.p.allow.List("default"); return err == nil && l.Len() == 1 })
 	refused(guard.Allowlisted, events.Command{Addresses: []string{"198.18.6.6"}})
 	refused(guard.Allowlisted, events.Command{Addresses: []string{"198.18.6.0/24"}})
 	r.wantBlocked()

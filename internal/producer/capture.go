@@ -148,7 +148,7 @@ func (c *capturer) flush() {
 		return
 	}
 	if c.wait != nil {
-		if err := offer(c.wait, c.p.ring, data, n, 0); err != nil {
+		if err := c.p.ring.Push(c.wait, data, n, 0); err != nil {
 			c.p.account.LostRing.Add(uint64(n)) // told to stop
 		}
 		return

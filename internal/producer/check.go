@@ -48,7 +48,6 @@ func gather(opt Options, ns *host.Namespace, trust *seal.Trust, granted, wanted 
 	if s, err := conntrack.ReadSysctls(ns); err == nil {
 		f.Events, f.Acct, f.TCPLoose = s.Events, s.Acct, s.TCPLoose
 	}
-	_, f.BlockError = opt.openBlocks(ns)
 	_, f.PeersError = host.Peers(ns, opt.SSHPort...)
 	if ipv4, ipv6, err := conntrack.Enabled(ns); err == nil {
 		on := ipv4 || ipv6
@@ -86,6 +85,7 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 		r.Close()
 	}
 	facts := gather(opt, ns, trust, granted, wanted)
+	_, facts.BlockError = opt.openBlocks(ns)
 	if facts.TableError == nil {
 		facts.TableError = err
 	}

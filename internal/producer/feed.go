@@ -3,6 +3,7 @@ package producer
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
@@ -16,6 +17,38 @@ type feed struct {
 	capturer
 	events, listed int
 	listing        *snapshotWriter // the dump that is being read
+}
+
+// scan reads an input in a goroutine of its own, which may outlive us: a read of
+// standard input cannot be ended; others are, with ctx. open returns what reads the
+// next value, and io.EOF behind the last. The values end when the input does, and
+// what is wrong with it follows.
+func scan[T any](ctx context.Context, in io.Closer, depth int, open func() (next func(*T) error, err error)) (<-chan T, <-chan error) {
+	values, failed := make(chan T, depth), make(chan error, 1)
+	context.AfterFunc(ctx, func() { in.Close() })
+	read := func() error {
+		next, err := open()
+		for err == nil {
+			var v T
+			if err = next(&v); err != nil {
+				break
+			}
+			select {
+			case values <- v:
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}
+	go func() {
+		failed <- read()
+		close(values)
+	}()
+	return values, failed
 }
 
 func (p *Producer) newFeed(ctx context.Context) feed {

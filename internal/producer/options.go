@@ -86,10 +86,12 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// digest identifies a configuration, so that a fleet can be checked for
-// firewalls that run with another one.
+// digest identifies a configuration, whatever the firewall's name, so that a fleet
+// can be checked for firewalls that run with another one.
 func (o *Options) digest() string {
-	h := sha256.Sum256(fmt.Append(nil, o.Realm, o.Label, o.Source, o.Input, o.InputFirewall, o.NetNS, o.BufferBytes, o.TableLimit, o.Linger, o.RingBytes, o.AllowFlush, o.AllowBlock, o.BlockSet, o.ClearBlocks, o.Protect, o.SSHPort, o.MinLocal, o.PerMinute, o.Trust))
+	c := *o
+	c.Name = ""
+	h := sha256.Sum256(fmt.Appendf(nil, "%+v", c))
 	return hex.EncodeToString(h[:6])
 }
 

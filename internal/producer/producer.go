@@ -49,8 +49,7 @@ type Producer struct {
 	guard  *guard.Guard
 	blocks *block.Blocker // nil without --allow-block
 	trust  *seal.Trust
-	allow  *allowlist.Live
-	mirror *bus.Mirror // of the bucket behind allow
+	allow  *bus.Allowlist
 
 	// What this host cannot live without, the sessions of its operators apart.
 	// Nil until it is known.
@@ -72,7 +71,7 @@ type Producer struct {
 	resync    resyncer
 	acting    sync.Mutex // one flush, block or unblock at a time
 	records   chan record
-	recording atomic.Int64    // receipts that are not in the audit yet
+	unwritten atomic.Int64    // receipts that are not in the audit yet
 	life      context.Context // ends with Run
 	end       context.CancelFunc
 	later     sync.WaitGroup // what goes on after the command that it belongs to
@@ -126,11 +125,6 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		}
 	}
 	p.preflight()
-	p.guard = guard.New(guard.Config{
-		Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Now: p.fleetNow, Allowlist: p.allowed,
-		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute,
-	})
-
 	cfg := deps.Bus
 	cfg.Role, cfg.Name, cfg.Patient, cfg.Direct, cfg.Log = "producer", opt.Name, true, true, p.log
 	cfg.OnChange = func(bool) {
@@ -143,8 +137,11 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		p.closeSource()
 		return nil, err
 	}
-	p.allow = allowlist.NewLive(p.trust)
-	p.mirror = p.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: p.allow.Begin, Put: p.allowEntry, Done: p.allow.Done})
+	p.allow = p.conn.NewAllowlist(p.trust, p.refuse)
+	p.guard = guard.New(guard.Config{
+		Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Now: p.allow.Now, Allowlist: p.allow.List,
+		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute,
+	})
 	if p.input == nil {
 		p.protect()
 	}
@@ -157,7 +154,7 @@ func (p *Producer) Reload() error {
 	if err := p.trust.Reload(); err != nil {
 		return fmt.Errorf("--trust: %w", err)
 	}
-	p.mirror.Again() // whose entries are believed may have changed
+	p.allow.Again() // whose entries are believed may have changed
 	return nil
 }
 
@@ -221,7 +218,7 @@ func (p *Producer) Run(ctx context.Context) error {
 		g.Go(func() error { return p.capture(ctx) })
 		g.Go(func() error { return p.resyncLoop(ctx) })
 		g.Go(func() error { return p.protectLoop(ctx) })
-		g.Go(func() error { return p.mirror.Run(ctx) })
+		g.Go(func() error { return p.allow.Run(ctx) })
 		p.requestResync("start")
 	} else {
 		g.Go(func() error {
@@ -241,7 +238,7 @@ func (p *Producer) Run(ctx context.Context) error {
 	for !p.ring.Empty() && time.Now().Before(deadline) && p.conn.Connected() == nil {
 		time.Sleep(5 * time.Millisecond)
 	}
-	for p.recording.Load() > 0 && time.Now().Before(deadline) {
+	for p.unwritten.Load() > 0 && time.Now().Before(deadline) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	p.sendHealth(true)

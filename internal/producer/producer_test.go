@@ -100,7 +100,7 @@ func (r *rig) start(opt Options) {
 	r.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	r.t.Cleanup(r.stop)
 	// And the allowlist: what changes something is refused before it was read.
-	r.until("the first snapshot", func() bool { return r.complete[2] && r.p.Ready() == nil && r.p.mirror.Current() == nil })
+	r.until("the first snapshot", func() bool { return r.complete[2] && r.p.Ready() == nil && r.p.allow.Current() == nil })
 }
 
 func (r *rig) take(m bus.Msg) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -19,37 +18,16 @@ import (
 func (p *Producer) readRecording(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { p.input.Close() })() // as readXML does
-	messages := make(chan recording.Message, 16)
-	failed := make(chan error, 1)
-	go func() {
-		failed <- p.scanRecording(ctx, messages)
-		close(messages)
-	}()
+	messages, failed := scan(ctx, p.input, 16, func() (func(*recording.Message) error, error) {
+		r, err := recording.NewReader(p.input)
+		return func(m *recording.Message) error {
+			err := r.Next(m)
+			m.Data = slices.Clone(m.Data)
+			return err
+		}, err
+	})
 	f := &replayFeed{feed: p.newFeed(ctx), name: p.opt.InputFirewall, heard: map[string]*heard{}}
 	return f.ended(ctx, f.run(ctx, messages), failed, f.end)
-}
-
-func (p *Producer) scanRecording(ctx context.Context, messages chan<- recording.Message) error {
-	r, err := recording.NewReader(p.input)
-	if err != nil {
-		return err
-	}
-	var m recording.Message
-	for {
-		switch err := r.Next(&m); {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		m.Data = slices.Clone(m.Data)
-		select {
-		case messages <- m:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // replayFeed is what readRecording knows of its input.

@@ -180,7 +180,7 @@ func (s *snapshotWriter) send(ctx context.Context) error {
 		return err
 	}
 	s.header.Phase &^= events.SnapshotBegin
-	if err := offer(ctx, s.p.snapRing, data, n, s.stall); err != nil {
+	if err := s.p.snapRing.Push(ctx, data, n, s.stall); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	return nil

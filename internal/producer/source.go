@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/spool"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -115,33 +115,6 @@ var errNoTable = errors.New("this producer reads a file: there is no table")
 
 // drained waits until the bus has acknowledged all, or ctx ends.
 func (p *Producer) drained(ctx context.Context) {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !p.ring.Empty() || !p.snapRing.Empty() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	for (!p.ring.Empty() || !p.snapRing.Empty()) && daemon.Sleep(ctx, 5*time.Millisecond) {
 	}
-}
-
-// offer puts a batch into a ring when there is room. A stall of 0 is without end.
-func offer(ctx context.Context, ring *spool.Ring, data []byte, n int, stall time.Duration) error {
-	var over <-chan time.Time
-	if stall > 0 {
-		timer := time.NewTimer(stall)
-		defer timer.Stop()
-		over = timer.C
-	}
-	for !ring.Offer(data, n) {
-		select {
-		case <-ring.Room():
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-over:
-			return fmt.Errorf("the bus took nothing for %s", stall)
-		}
-	}
-	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/conntrack"
@@ -15,37 +14,14 @@ import (
 func (p *Producer) readXML(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { p.input.Close() })() // ends a read that waits, where that can be done
-	flows := make(chan conntrack.XMLFlow, 256)
-	failed := make(chan error, 1)
-	go func() { // a read of standard input cannot be ended: this may outlive us
-		failed <- p.scanXML(ctx, flows)
-		close(flows)
-	}()
+	flows, failed := scan(ctx, p.input, 256, func() (func(*conntrack.XMLFlow) error, error) {
+		return conntrack.NewXMLReader(p.input, func(line int, err error) {
+			p.account.Undecodable.Add(1)
+			p.throttle.Warn(p.log, "skipped what cannot be read", "line", line, "error", err)
+		}).Next, nil
+	})
 	f := &xmlFeed{feed: p.newFeed(ctx)}
 	return f.ended(ctx, f.run(ctx, flows), failed, f.end)
-}
-
-// scanXML reads the input into flows.
-func (p *Producer) scanXML(ctx context.Context, flows chan<- conntrack.XMLFlow) error {
-	x := conntrack.NewXMLReader(p.input, func(line int, err error) {
-		p.account.Undecodable.Add(1)
-		p.throttle.Warn(p.log, "skipped what cannot be read", "line", line, "error", err)
-	})
-	for {
-		var f conntrack.XMLFlow
-		switch err := x.Next(&f); {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		select {
-		case flows <- f:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // xmlFeed is what readXML knows of its input.

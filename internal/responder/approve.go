@@ -217,7 +217,7 @@ func (r *Responder) resume(ctx context.Context, rec *events.Decision) error {
 		return err // it was never in the ledger
 	}
 	known := policy.Known{}
-	known.Allow, known.AllowError = r.allowed(rec.Realm)
+	known.Allow, known.AllowError = r.allow.List(rec.Realm)
 	var not error
 	err = r.changeLedger(ctx, func(l *events.Ledger) bool {
 		not = r.engine.Resume(d, rec.Rule, l, known, r.now())

@@ -33,12 +33,12 @@ func (r *rig) reading(resp *Responder) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var mirror sync.WaitGroup
 	mirror.Go(func() {
-		if err := resp.mirror.Run(ctx); err != nil {
+		if err := resp.allow.Run(ctx); err != nil {
 			r.t.Error(err)
 		}
 	})
 	r.t.Cleanup(func() { cancel(); mirror.Wait() })
-	r.until("the allowlist", func() bool { return resp.mirror.Current() == nil })
+	r.until("the allowlist", func() bool { return resp.allow.Current() == nil })
 }
 
 func message(t *testing.T, subject string, stamp time.Time, m events.Message) bus.Msg {

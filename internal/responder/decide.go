@@ -54,7 +54,7 @@ func (r *Responder) alert(ctx, sending context.Context, m bus.Msg) error {
 // propose asks the policy about an alert that the server stamped with the given
 // time.
 func (r *Responder) propose(a *events.Alert, stamp time.Time) []policy.Decision {
-	allow, err := r.allowed(a.Realm)
+	allow, err := r.allow.List(a.Realm)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.engine.Propose(a, r.clock.Age(stamp, time.Now()), policy.Known{Fleet: r.known(), Allow: allow, AllowError: err})

@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -104,8 +103,7 @@ type Responder struct {
 	log    *slog.Logger
 
 	notifier  *notify.Notifier
-	allow     *allowlist.Live
-	mirror    *bus.Mirror // of the bucket behind allow
+	allow     *bus.Allowlist
 	orders    *bus.Mirror // of CT_GUARD: what operators say of the circuit
 	proposals *bus.Mirror // of CT_APPROVALS
 
@@ -164,8 +162,7 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 	if r.conn, err = bus.Connect(cfg); err != nil {
 		return nil, err
 	}
-	r.allow = allowlist.NewLive(r.trust)
-	r.mirror = r.conn.NewMirror(bus.BucketAllowlist, bus.Reflection{Begin: r.allow.Begin, Put: r.allowEntry, Done: r.allow.Done})
+	r.allow = r.conn.NewAllowlist(r.trust, r.refuse)
 	r.orders = r.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: r.guardValue, Done: func() {}})
 	r.proposals = r.conn.NewMirror(bus.BucketApprovals, bus.Reflection{Begin: r.beginApprovals, Put: r.approval, Done: func() {}})
 	if r.reg != nil {
@@ -198,7 +195,7 @@ func (r *Responder) Run(ctx context.Context) error {
 	defer cancel()
 	var besides errgroup.Group
 	beside, stopBesides := context.WithCancel(ctx)
-	besides.Go(func() error { return r.mirror.Run(beside) })
+	besides.Go(func() error { return r.allow.Run(beside) })
 	besides.Go(func() error { return r.orders.Run(beside) })
 	besides.Go(func() error { return r.proposals.Run(beside) })
 	besides.Go(func() error { return r.approvals(beside, sending) })

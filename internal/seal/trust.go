@@ -9,16 +9,17 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/ctfleet/ctfleet/internal/config"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // What a key may be trusted for.
 const (
-	VerbFlush     = "flush"     // delete entries
-	VerbBlock     = "block"     // block addresses
-	VerbUnblock   = "unblock"   // end blocks
-	VerbAllowlist = "allowlist" // change the live allowlist
-	VerbApprove   = "approve"   // approve and deny what a policy proposes
-	VerbGuard     = "guard"     // close the circuit
+	VerbFlush     = events.VerbFlush   // delete entries
+	VerbBlock     = events.VerbBlock   // block addresses
+	VerbUnblock   = events.VerbUnblock // end blocks
+	VerbAllowlist = "allowlist"        // change the live allowlist
+	VerbApprove   = "approve"          // approve and deny what a policy proposes
+	VerbGuard     = "guard"            // close the circuit
 )
 
 // Verbs are all of them.
@@ -26,8 +27,8 @@ var Verbs = []string{VerbFlush, VerbBlock, VerbUnblock, VerbAllowlist, VerbAppro
 
 // Who holds a key.
 const (
-	RoleResponder = "responder" // a program that acts upon alerts: what it claims must hold on the firewall
-	RoleOperator  = "operator"  // a person, who has looked
+	RoleResponder = events.ActorResponder // a program that acts upon alerts: what it claims must hold on the firewall
+	RoleOperator  = events.ActorOperator  // a person, who has looked
 )
 
 // Party is whoever holds a key.

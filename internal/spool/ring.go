@@ -1,6 +1,8 @@
 package spool
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -73,6 +75,26 @@ func (r *Ring) Offer(data []byte, n int) bool {
 		notify(r.wake)
 	}
 	return fits
+}
+
+// Push is Offer that waits for room, for stall at most; 0 is without end.
+func (r *Ring) Push(ctx context.Context, data []byte, n int, stall time.Duration) error {
+	var over <-chan time.Time
+	if stall > 0 {
+		timer := time.NewTimer(stall)
+		defer timer.Stop()
+		over = timer.C
+	}
+	for !r.Offer(data, n) {
+		select {
+		case <-r.Room():
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-over:
+			return fmt.Errorf("the bus took nothing for %s", stall)
+		}
+	}
+	return nil
 }
 
 // Room is signalled when acknowledged batches have left.

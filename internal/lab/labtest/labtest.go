@@ -2,6 +2,7 @@
 package labtest
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -38,10 +39,18 @@ func Require(t testing.TB) {
 		}
 		return
 	}
+	Lacks(t, "network namespaces; run as root or under `unshare --user --map-root-user --net`: %v", err)
+}
+
+// Lacks skips the test for want of something, or fails it where nothing may be
+// wanting: when CTFLEET_REQUIRE_KERNEL=1, as in CI.
+func Lacks(t testing.TB, format string, args ...any) {
+	t.Helper()
+	what := fmt.Sprintf(format, args...)
 	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs network namespaces: %v", err)
+		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and this test needs %s", what)
 	}
-	t.Skipf("needs network namespaces; run as root or under `unshare --user --map-root-user --net`: %v", err)
+	t.Skip("needs " + what)
 }
 
 // RequireRoom skips the test, or fails it when CTFLEET_REQUIRE_KERNEL=1, where the
@@ -51,8 +60,5 @@ func RequireRoom(t testing.TB, events, want int) {
 	if events >= want {
 		return
 	}
-	if os.Getenv("CTFLEET_REQUIRE_KERNEL") == "1" {
-		t.Fatalf("CTFLEET_REQUIRE_KERNEL=1, and the kernel grants a socket buffer for %d events, not %d", events, want)
-	}
-	t.Skipf("the kernel grants a socket buffer for %d events, not %d (net.core.rmem_max)", events, want)
+	Lacks(t, "a socket buffer for %d events, the kernel grants one for %d (net.core.rmem_max)", want, events)
 }
