@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -74,9 +73,9 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 			return err
 		}
 		defer server.Close()
-		path := filepath.Join(f.EmbeddedDir, "url")
-		if err := os.WriteFile(path, []byte(server.URL()+"\n"), 0o600); err != nil {
-			return fmt.Errorf("write the server's URL: %w", err)
+		path, err := server.WriteURL(f.EmbeddedDir)
+		if err != nil {
+			return err
 		}
 		log.Info("embedded NATS", "address", server.Addr(), "url_file", path)
 		cfg.Server = server
@@ -94,9 +93,6 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	if err != nil {
 		return err
 	}
-	health := daemon.Health{Ready: a.Ready}
-	mux := daemon.Mux(reg, health)
-	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		log.Info("serving", "url", "http://"+listener.Addr().String()+"/")
 	}
@@ -104,9 +100,10 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 		log.Info("metrics", "url", "http://"+metrics.Addr().String()+"/metrics")
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return daemon.Serve(ctx, metrics, daemon.Mux(reg, health), log) })
-	g.Go(func() error { return daemon.Serve(ctx, listener, f.Guard(daemon.Problems(mux)), log) })
-	g.Go(func() error { return stream.Run(ctx) })
+	g.Go(func() error {
+		return daemon.Serve(ctx, metrics, daemon.Mux(reg, daemon.Health{Ready: a.Ready}), log)
+	})
+	g.Go(func() error { return api.Serve(ctx, listener, &f.Access, a, reg, a.Ready, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	return g.Wait()
 }

@@ -46,25 +46,17 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	entries := []audit.Entry{}
-	begin := time.Now().Add(-c.Since)
-	last, err := lastAudit(ctx, conn, begin)
+	now, err := conn.State(ctx, bus.StreamAudit)
 	if err != nil {
 		return err
 	}
-	if last > 0 {
-		ctx, stop := context.WithCancel(ctx)
-		defer stop()
-		err = conn.Follow(ctx, bus.StreamAudit, bus.FollowFrom{Time: begin}, func(m bus.Msg) {
-			if e, ok := readAudit(m, trust); ok && e.Concerns(c.Address, c.Firewall) {
-				entries = append(entries, e)
-			}
-			if m.Seq >= last {
-				stop()
-			}
-		})
-		if err != nil {
-			return err
+	err = conn.Read(ctx, bus.StreamAudit, bus.FollowFrom{Time: now.Now.Add(-c.Since)}, func(m bus.Msg) {
+		if e, ok := readAudit(m, trust); ok && e.Concerns(c.Address, c.Firewall) {
+			entries = append(entries, e)
 		}
+	})
+	if err != nil {
+		return err
 	}
 	if c.Output == "json" {
 		return printJSON(os.Stdout, audit.List{Entries: entries})
@@ -76,16 +68,6 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 		t.add(e.Time.Local().Format(time.DateTime), e.Actor, e.Verb, id, what, why)
 	}
 	return t.flush()
-}
-
-// lastAudit is the sequence number of the newest entry, 0 where there is none
-// since begin.
-func lastAudit(ctx context.Context, conn *bus.Conn, begin time.Time) (uint64, error) {
-	state, err := conn.State(ctx, bus.StreamAudit)
-	if err != nil || state.Messages == 0 || state.LastTime.Before(begin) {
-		return 0, err
-	}
-	return state.LastSeq, nil
 }
 
 // readAudit decodes an entry, and complains about one that is none.

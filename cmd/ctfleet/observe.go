@@ -224,10 +224,7 @@ func (o *observer) live(ctx context.Context) error {
 	for _, stream := range o.streams {
 		last := o.seen[stream]
 		g.Go(func() error {
-			return o.conn.Follow(ctx, stream, bus.FollowFrom{Time: last.at, Filter: o.filter(stream)}, func(m bus.Msg) {
-				if m.Seq <= last.seq && !m.Time.After(last.at) {
-					return
-				}
+			return o.conn.Follow(ctx, stream, bus.FollowFrom{After: last.seq, Time: last.at, Filter: o.filter(stream)}, func(m bus.Msg) {
 				select {
 				case arrived <- &sent{m, stream}:
 				case <-ctx.Done():

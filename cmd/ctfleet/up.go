@@ -75,9 +75,9 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		return err
 	}
 	defer server.Close()
-	urlFile := filepath.Join(c.Dir, "url")
-	if err := os.WriteFile(urlFile, []byte(server.URL()+"\n"), 0o600); err != nil {
-		return fmt.Errorf("write the server's URL: %w", err)
+	urlFile, err := server.WriteURL(c.Dir)
+	if err != nil {
+		return err
 	}
 	listener, err := c.Open(c.Listen)
 	if err != nil {
@@ -119,8 +119,6 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	mux := daemon.Mux(reg, daemon.Health{Ready: a.Ready})
-	stream := api.Register(mux, a, reg)
 	if listener != nil {
 		fmt.Printf("API:  http://%s/\n", listener.Addr())
 	}
@@ -129,8 +127,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		fmt.Printf("Sign what is to be deleted or blocked: --sign-key %s\n", c.keyFile("operator"))
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return daemon.Serve(ctx, listener, c.Guard(daemon.Problems(mux)), log) })
-	g.Go(func() error { return stream.Run(ctx) })
+	g.Go(func() error { return api.Serve(ctx, listener, &c.Access, a, reg, a.Ready, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
 	g.Go(func() error {

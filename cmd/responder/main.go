@@ -1,5 +1,6 @@
-// Command responder turns alerts into guarded flush commands. Unless its policy
-// says enforce, it only records what it would have done.
+// Command responder turns alerts into guarded commands, to flush or to block, and
+// tells people of them. Unless its policy says approve or enforce, it only records
+// what it would have done.
 package main
 
 import (

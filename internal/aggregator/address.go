@@ -54,7 +54,6 @@ func (a *Aggregator) Address(ctx context.Context, q *events.AddressQuery) (*even
 	r.Unknown = a.counter.Unknown(place)
 	r.Lossy = a.counter.Lossy(place, slices.Max(a.windows))
 	r.Stale = a.stale(r.Realm, "", time.Now())
-	slices.Sort(r.Stale)
 	return r, nil
 }
 

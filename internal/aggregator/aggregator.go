@@ -63,25 +63,26 @@ type Aggregator struct {
 	outbox *bus.Outbox    // alerts on their way
 	past   *history.Store // nil: no history is kept
 	allow  *bus.Allowlist
-	guard  *bus.Mirror // of CT_GUARD
+	ledger *bus.Mirror // of CT_GUARD: whether the circuit is open
 
 	intake chan message
 	begun  chan struct{} // closed when the streams are there and nothing was judged yet
 	reads  chan struct{} // one for each who reads the streams to answer a question
 
-	mu sync.Mutex // guards what follows
-	core
-	fleet    map[string]*firewall
-	replay   replay
-	live     bool          // the replay has caught up: judge and publish
-	heard    time.Time     // local time of the last stream message
-	judged   time.Time     // local time when the firewalls were last judged
-	lag      uint64        // stream messages that had not been sent to us when the last was
-	behind   time.Duration // how long after the server stamped it the last one was counted
-	clock    bus.Clock     // the server's
-	circuit  events.Circuit
-	pacer    pacer
 	throttle daemon.Throttle
+
+	mu sync.Mutex // guards what follows, to the empty line
+	core
+	fleet   map[string]*firewall
+	replay  replay
+	live    bool          // the replay has caught up: judge and publish
+	heard   time.Time     // local time of the last stream message
+	judged  time.Time     // local time when the firewalls were last judged
+	lag     uint64        // stream messages that had not been sent to us when the last was
+	behind  time.Duration // how long after the server stamped it the last one was counted
+	clock   bus.Clock     // the server's
+	circuit events.Circuit
+	pacer   pacer
 
 	ready   atomic.Bool
 	refused *prometheus.CounterVec
@@ -119,7 +120,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		return nil, errors.Join(err, a.closePast())
 	}
 	a.allow = a.conn.NewAllowlist(everybody, a.refuse)
-	a.guard = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: a.guardValue, Done: func() {}})
+	a.ledger = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: a.takeLedger})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
@@ -178,7 +179,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
 	g.Go(func() error { return a.allow.Run(ctx) })
-	g.Go(func() error { return a.guard.Run(ctx) })
+	g.Go(func() error { return a.ledger.Run(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
 	if a.past != nil {

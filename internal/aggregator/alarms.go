@@ -81,9 +81,9 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 	}
 }
 
-// guardValue takes a value of the bucket CT_GUARD: whether the circuit is open is
+// takeLedger takes a value of the bucket CT_GUARD: whether the circuit is open is
 // known to the responders, who may not raise alarms.
-func (a *Aggregator) guardValue(m bus.Msg) {
+func (a *Aggregator) takeLedger(m bus.Msg) {
 	if bus.BucketKey(bus.BucketGuard, m.Subject) != events.KeyLedger {
 		return
 	}

@@ -122,7 +122,7 @@ func (c *core) describe(t *rule.Transition) *events.Alert {
 	}
 	place := count.Place{Realm: s.Realm, Firewall: s.Firewall}
 	if r.Track == rule.Table {
-		al.Lossy = c.counter.Lossy(place, historySeconds*time.Second)
+		al.Lossy = c.counter.Lossy(place, riseSeconds*time.Second)
 		if s.Firewall != "" {
 			al.Firewalls = map[string]float64{s.Firewall: t.Value}
 		}

@@ -1,6 +1,7 @@
 package aggregator
 
 import (
+	"slices"
 	"time"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -68,7 +69,7 @@ func (a *Aggregator) sight(h *events.Health, at time.Time) {
 }
 
 // stale names the firewalls of a realm (or the one named) that are silent, so
-// that what they hold is missing from a count.
+// that what they hold is missing from a count, by name.
 func (a *Aggregator) stale(realm, name string, now time.Time) (out []string) {
 	for n, f := range a.fleet {
 		if name != "" && n != name || name == "" && f.health.Realm != realm {
@@ -78,16 +79,17 @@ func (a *Aggregator) stale(realm, name string, now time.Time) (out []string) {
 			out = append(out, n)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 
-// historySeconds is how far back a rise of a counter is looked for.
-const historySeconds = 60
+// riseSeconds is how far back a rise of a counter is looked for.
+const riseSeconds = 60
 
 // rises holds a firewall's counters of the last minute, one value a second,
 // to tell a rise from a total.
 type rises struct {
-	ring [historySeconds]counters
+	ring [riseSeconds]counters
 	n    int // values taken
 }
 
@@ -102,11 +104,11 @@ func (r *rises) take(now counters) counters {
 	oldest := now
 	if r.n > 0 {
 		oldest = r.ring[0]
-		if r.n >= historySeconds {
-			oldest = r.ring[r.n%historySeconds]
+		if r.n >= riseSeconds {
+			oldest = r.ring[r.n%riseSeconds]
 		}
 	}
-	r.ring[r.n%historySeconds] = now
+	r.ring[r.n%riseSeconds] = now
 	r.n++
 	rise := func(now, before uint64) uint64 { return now - min(now, before) }
 	return counters{rise(now.drop, oldest.drop), rise(now.earlyDrop, oldest.earlyDrop), rise(now.insertFailed, oldest.insertFailed), rise(now.lost, oldest.lost)}

@@ -85,13 +85,13 @@ func text(a *events.Alert) string {
 	case metricSilent:
 		s = fmt.Sprintf("silent for %.0f s", a.Value)
 	case metricLost:
-		s = fmt.Sprintf("%s events were lost within %d s", number(a.Value), historySeconds)
+		s = fmt.Sprintf("%s events were lost within %d s", number(a.Value), riseSeconds)
 	case metricCircuit:
 		return circuitText(a)
 	case metricRivals:
 		s = "two producers use this name"
 	case metricDrop, metricEarlyDrop, metricInsertFailed:
-		s = fmt.Sprintf("the kernel's %s rose by %s within %d s", a.Metric, number(a.Value), historySeconds)
+		s = fmt.Sprintf("the kernel's %s rose by %s within %d s", a.Metric, number(a.Value), riseSeconds)
 	default:
 		s = fmt.Sprintf("%s is %s", a.Metric, number(a.Value))
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -27,12 +28,6 @@ const (
 // everybody is trusted: what is shown is marked as not verified, and who acts upon
 // it verifies.
 var everybody, _ = seal.OpenTrust(seal.TrustNone)
-
-// unreadable says that a stream could not be read: it is not the question that was
-// wrong.
-type unreadable struct{ error }
-
-func (unreadable) Unavailable() bool { return true }
 
 // since is the time to look back to: of the server, which stamps the streams. at is
 // Unix ms, 0: recentFor ago.
@@ -53,10 +48,10 @@ func (a *Aggregator) read(ctx context.Context, stream string, from bus.FollowFro
 	case a.reads <- struct{}{}:
 		defer func() { <-a.reads }()
 	case <-ctx.Done():
-		return unreadable{fmt.Errorf("read stream %s: others are reading: %w", stream, ctx.Err())}
+		return daemon.Unavailable(fmt.Errorf("read stream %s: others are reading: %w", stream, ctx.Err()))
 	}
 	if err := a.conn.Read(ctx, stream, from, func(m bus.Msg) { fn(&m) }); err != nil {
-		return unreadable{err}
+		return daemon.Unavailable(err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package aggregator
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -49,10 +48,7 @@ func question[Q any, P interface {
 		if err == nil {
 			return m, nil
 		}
-		if ours, ok := errors.AsType[interface {
-			error
-			Unavailable() bool
-		}](err); !ok || !ours.Unavailable() {
+		if !daemon.IsUnavailable(err) {
 			err = &bus.RequestError{Err: err}
 		}
 		return nil, err
@@ -117,7 +113,6 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 		r.Partial = a.counter.Partial(window)
 	}
 	r.Stale = a.stale(place.Realm, place.Firewall, time.Now())
-	slices.Sort(r.Stale)
 	return r, nil
 }
 

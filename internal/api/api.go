@@ -11,11 +11,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -23,7 +25,7 @@ import (
 )
 
 // Source answers the questions; the aggregator is one. An error is the asker's,
-// unless it has a method Unavailable that returns true.
+// unless [daemon.IsUnavailable].
 type Source interface {
 	Top(*events.TopQuery) (*events.TopReply, error)
 	Firewalls() *events.FirewallsReply
@@ -128,15 +130,20 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 	return stream
 }
 
-// unavailable are the errors that are not the asker's.
-type unavailable interface {
-	error
-	Unavailable() bool
+// Serve serves the API, the metrics of reg and the health of who answers on l until
+// ctx ends, to those whom access lets in. A nil listener serves nothing.
+func Serve(ctx context.Context, l net.Listener, access *daemon.Access, src Source, reg *prometheus.Registry, ready func() error, log *slog.Logger) error {
+	mux := daemon.Mux(reg, daemon.Health{Ready: ready})
+	stream := Register(mux, src, reg)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return daemon.Serve(ctx, l, access.RequireToken(daemon.Problems(mux)), log) })
+	g.Go(func() error { return stream.Run(ctx) })
+	return g.Wait()
 }
 
 func fail(w http.ResponseWriter, err error) {
 	code := http.StatusBadRequest
-	if e, ok := errors.AsType[unavailable](err); ok && e.Unavailable() {
+	if daemon.IsUnavailable(err) {
 		code = http.StatusServiceUnavailable
 	}
 	daemon.Problem(w, code, err.Error())

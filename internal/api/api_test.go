@@ -118,19 +118,14 @@ func TestQuestions(t *testing.T) {
 	if _, err := fmt.Sscanf(src.question, `"" on "" since %d, 1000`, &since); err != nil || time.Since(time.UnixMilli(since)).Round(time.Minute) != 90*time.Minute {
 		t.Errorf("%s: %v", src.question, err)
 	}
-	src = &source{err: readError{errors.New("no connection")}}
+	src = &source{err: daemon.Unavailable(errors.New("no connection"))}
 	for _, path := range []string{"alerts", "addresses/198.51.100.7", "audit"} {
 		problem(t, get(t, src, http.MethodGet, "/api/v1/"+path), http.StatusServiceUnavailable)
 	}
 }
 
-// readError is the error of a source that cannot read.
-type readError struct{ error }
-
-func (readError) Unavailable() bool { return true }
-
 func TestUnavailable(t *testing.T) {
-	src := &source{err: fmt.Errorf("top: %w", readError{errors.New("disk I/O error")})}
+	src := &source{err: fmt.Errorf("top: %w", daemon.Unavailable(errors.New("disk I/O error")))}
 	if w := get(t, src, http.MethodGet, "/api/v1/top?at=1795615500000"); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "disk I/O error") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -220,15 +221,9 @@ func (s *Stream) leave(r *reader) {
 	}
 }
 
-// busy says that there is no room for a reader.
-type busy string
-
-func (e busy) Error() string   { return string(e) }
-func (busy) Unavailable() bool { return true }
-
-const (
-	errStopping = busy("this aggregator is not running")
-	errFull     = busy("too many read the stream already")
+var (
+	errStopping = daemon.Unavailable(errors.New("this aggregator is not running"))
+	errFull     = daemon.Unavailable(errors.New("too many read the stream already"))
 )
 
 // ServeHTTP serves one reader.

@@ -109,16 +109,16 @@ func (c *Conn) Value(ctx context.Context, bucket, key string) (Msg, error) {
 	if err != nil {
 		return Msg{}, fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	return Msg{Subject: last.Subject, Data: last.Data, Time: last.Time, Seq: last.Sequence, Seal: sealOf(last.Header.Get)}, nil
+	return kept(last), nil
 }
 
 // Entries returns the value of each key of a bucket.
 func (c *Conn) Entries(ctx context.Context, bucket string) ([]Msg, error) {
 	var out []Msg
-	if _, err := c.State(ctx, bucketStream(bucket)); err != nil {
-		return nil, errNoBucket(bucket)
-	}
 	err := c.Read(ctx, bucketStream(bucket), FollowFrom{All: true}, func(m Msg) { out = append(out, m) })
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = errNoBucket(bucket)
+	}
 	return out, err
 }
 

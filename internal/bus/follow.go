@@ -59,10 +59,7 @@ func (c *Conn) Follow(ctx context.Context, stream string, from FollowFrom, fn fu
 			continue
 		}
 		throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryRead):
-		}
+		daemon.Sleep(ctx, retryRead)
 	}
 	return nil
 }
@@ -107,13 +104,7 @@ func (f *follower) begin(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
 		f.seq, f.at = info.State.LastSeq, info.State.LastTime
 	}
 	f.met, f.made = true, info.Created
-	cfg := jetstream.ConsumerConfig{
-		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1,
-		// The server forgets a consumer whose reader has gone.
-		InactiveThreshold: 30 * time.Second,
-		FilterSubject:     f.from.Filter,
-		DeliverPolicy:     jetstream.DeliverAllPolicy,
-	}
+	cfg := passing(f.from.Filter, jetstream.DeliverAllPolicy)
 	switch {
 	case f.seq > 0:
 		// By time: after a crash, the numbers behind the last one that was
@@ -124,6 +115,19 @@ func (f *follower) begin(info *jetstream.StreamInfo) jetstream.ConsumerConfig {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &f.from.Time
 	}
 	return cfg
+}
+
+// passing is a consumer for one reader: the server forgets it when that has gone.
+func passing(filter string, deliver jetstream.DeliverPolicy) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 30 * time.Second,
+		FilterSubject: filter, DeliverPolicy: deliver,
+	}
+}
+
+// pull begins to read, as far ahead as limit says.
+func pull(cons jetstream.Consumer, limit jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
+	return cons.Messages(limit, jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
 }
 
 // read delivers messages until something goes wrong.
@@ -170,7 +174,7 @@ func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream
 	if err != nil {
 		return fail(err)
 	}
-	it, err := cons.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	it, err := pull(cons, jetstream.PullMaxBytes(pullBytes))
 	if err != nil {
 		return fail(err)
 	}
@@ -207,7 +211,7 @@ func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func
 		return fail(err)
 	}
 	left := cons.CachedInfo().NumPending
-	it, err := cons.Messages(jetstream.PullMaxBytes(pullBytes), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	it, err := pull(cons, jetstream.PullMaxBytes(pullBytes))
 	if err != nil {
 		return fail(err)
 	}
@@ -238,10 +242,7 @@ func (c *Conn) Work(ctx context.Context, stream, durable, filter string, fn func
 			return nil
 		}
 		throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "consumer", durable, "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryRead):
-		}
+		daemon.Sleep(ctx, retryRead)
 	}
 	return nil
 }
@@ -259,10 +260,8 @@ func (c *Conn) Enlist(ctx context.Context, stream, durable, filter string) error
 		if ctx.Err() == nil && c.NC.IsConnected() { // that it is not is said elsewhere
 			throttle.Warn(c.log, "cannot read a stream, retrying", "stream", stream, "consumer", durable, "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !daemon.Sleep(ctx, retryRead) {
 			return ctx.Err()
-		case <-time.After(retryRead):
 		}
 	}
 }
@@ -289,7 +288,7 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 	}
 	// One at a time: what is fetched ahead waits here, and would be delivered to
 	// another worker as well when its AckWait is over.
-	it, err := cons.Messages(jetstream.PullMaxMessages(1), jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	it, err := pull(cons, jetstream.PullMaxMessages(1))
 	if err != nil {
 		return fmt.Errorf("consumer %s of %s: %w", durable, stream, err)
 	}
@@ -367,10 +366,15 @@ func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
 		if err != nil {
 			return nil, fmt.Errorf("stream %s: %w", stream, err)
 		}
-		out = append(out, Msg{Subject: m.Subject, Data: m.Data, Time: m.Time, Seq: m.Sequence, Seal: sealOf(m.Header.Get)})
+		out = append(out, kept(m))
 	}
 	slices.SortFunc(out, func(a, b Msg) int { return cmp.Compare(a.Seq, b.Seq) })
 	return out, nil
+}
+
+// kept is a message as a stream keeps it.
+func kept(m *jetstream.RawStreamMsg) Msg {
+	return Msg{Subject: m.Subject, Data: m.Data, Time: m.Time, Seq: m.Sequence, Seal: sealOf(m.Header.Get)}
 }
 
 // LastAlerts returns how each alert stands, which the newer of the last messages on

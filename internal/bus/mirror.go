@@ -33,9 +33,9 @@ type Mirror struct {
 
 // Reflection is what a mirror tells, by the goroutine of Run.
 type Reflection struct {
-	Begin func()    // all values are about to be told
+	Begin func()    // all values are about to be told; may be nil
 	Put   func(Msg) // a value, or the change of one
-	Done  func()    // all have been told
+	Done  func()    // all have been told; may be nil
 }
 
 // NewMirror returns a mirror of a bucket.
@@ -87,10 +87,12 @@ func (m *Mirror) read(ctx context.Context) error {
 	if err := m.readClock(ctx); err != nil {
 		return err
 	}
-	m.to.Begin()
+	if m.to.Begin != nil {
+		m.to.Begin()
+	}
 	told := false
 	done := func() {
-		if !told {
+		if !told && m.to.Done != nil {
 			m.to.Done()
 		}
 		told = true
@@ -100,10 +102,7 @@ func (m *Mirror) read(ctx context.Context) error {
 		if info.State.Msgs == 0 {
 			done()
 		}
-		return jetstream.ConsumerConfig{
-			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, InactiveThreshold: 30 * time.Second,
-			DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy, FilterSubject: BucketSubject(m.bucket, ">"),
-		}
+		return passing(BucketSubject(m.bucket, ">"), jetstream.DeliverLastPerSubjectPolicy)
 	}, func(msg Msg) {
 		m.to.Put(msg)
 		if !told && msg.Pending == 0 {
@@ -137,9 +136,7 @@ func (m *Mirror) watch(ctx context.Context, end context.CancelCauseFunc) {
 }
 
 func (m *Mirror) readClock(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	clock, err := m.conn.Clock(ctx, bucketStream(m.bucket))
+	clock, err := m.conn.BucketClock(ctx, m.bucket)
 	if err != nil {
 		return err
 	}

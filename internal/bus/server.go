@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ type ServerConfig struct {
 	Listen   string       // host:port on loopback; "" = in-process only; port 0 = a free one
 	Listener net.Listener // instead of Listen: serve clients that connect here (a socket inherited from another namespace)
 	Dir      string       // where streams are kept; "" = a temporary directory, removed on Close
-	Open     bool         // no credentials: tests only
+	Open     bool         // no credentials: for tests, and the demo, whose listener is its own
 	Log      *slog.Logger
 }
 
@@ -163,6 +164,16 @@ func (s *Server) URL() string {
 		u.User = url.UserPassword(s.user, s.pass)
 	}
 	return u.String()
+}
+
+// WriteURL writes the URL into a file in dir, for whoever may read that, and returns
+// the file's path.
+func (s *Server) WriteURL(dir string) (path string, err error) {
+	path = filepath.Join(dir, "url")
+	if err := os.WriteFile(path, []byte(s.URL()+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write the server's URL: %w", err)
+	}
+	return path, nil
 }
 
 // Addr is the address it listens on, "" when in-process only.

@@ -108,9 +108,9 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-// Guard lets through who has the token, and everybody where there is none. The
+// RequireToken lets through who has the token, and everybody where there is none. The
 // questions of an orchestrator are answered to all.
-func (a *Access) Guard(next http.Handler) http.Handler {
+func (a *Access) RequireToken(next http.Handler) http.Handler {
 	if !a.guarded() {
 		return next
 	}

@@ -106,7 +106,7 @@ func TestGuard(t *testing.T) {
 				r.Header.Set("Authorization", authorization)
 			}
 			w := httptest.NewRecorder()
-			a.Guard(mux).ServeHTTP(w, r)
+			a.RequireToken(mux).ServeHTTP(w, r)
 			if w.Code != want || w.Header().Get("WWW-Authenticate") != challenge || strings.Contains(w.Body.String(), "secret") != (want == http.StatusOK) {
 				t.Errorf("%s, %q: %d %v %s", path, authorization, w.Code, w.Header(), w.Body)
 			}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 )
@@ -24,6 +25,21 @@ func Problem(w http.ResponseWriter, status int, detail string) {
 	w.WriteHeader(status)
 	// The client may have gone.
 	_ = json.NewEncoder(w).Encode(problem{"about:blank", http.StatusText(status), status, detail})
+}
+
+// unavailable is an error of who is asked, not of the question.
+type unavailable struct{ error }
+
+func (e unavailable) Unwrap() error { return e.error }
+
+// Unavailable says of an error that it is not the asker's: asked again later, the same
+// question may be answered.
+func Unavailable(err error) error { return unavailable{err} }
+
+// IsUnavailable reports whether that was said of err.
+func IsUnavailable(err error) bool {
+	_, ok := errors.AsType[unavailable](err)
+	return ok
 }
 
 // policy is what a browser may do with whatever we serve: run and load what comes

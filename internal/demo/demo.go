@@ -193,13 +193,10 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 			return nil, err
 		}
 	}
-	mux := daemon.Mux(reg, daemon.Health{Ready: s.agg.Ready})
-	stream := api.Register(mux, s.agg, reg)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return daemon.Serve(ctx, s.cfg.HTTP, s.cfg.Access.Guard(daemon.Problems(mux)), s.cfg.Log)
+		return api.Serve(ctx, s.cfg.HTTP, &s.cfg.Access, s.agg, reg, s.agg.Ready, s.cfg.Log)
 	})
-	g.Go(func() error { return stream.Run(ctx) })
 	g.Go(func() error { return s.agg.Run(ctx) })
 	g.Go(func() error { return resp.Run(ctx) })
 	for _, p := range s.producers {

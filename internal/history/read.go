@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -63,16 +64,6 @@ func (e *NothingError) Error() string {
 	return fmt.Sprintf("the history has nothing of %s: nobody counted then, or it was dropped", at)
 }
 
-// ReadError says that the history could not be read: it is not the question that
-// was wrong.
-type ReadError struct{ Err error }
-
-func (e *ReadError) Error() string { return e.Err.Error() }
-func (e *ReadError) Unwrap() error { return e.Err }
-
-// Unavailable tells who answers over HTTP that this is no bad request.
-func (*ReadError) Unavailable() bool { return true }
-
 // metrics are the columns that can be asked for, and how many rows of them are
 // complete.
 var metrics = map[string]struct {
@@ -81,7 +72,8 @@ var metrics = map[string]struct {
 }{events.MetricNew: {"new", RowsNew}, events.MetricActive: {"active", RowsActive}}
 
 // Top says who was on top in the minute that At lies in. Its errors are a
-// [NothingError], a [ReadError], or say what is wrong with the question.
+// [NothingError], are [daemon.Unavailable] where the history could not be read, or say
+// what is wrong with the question.
 func (s *Store) Top(ctx context.Context, q Question) (*Answer, error) {
 	if q.By != events.BySrc && q.By != events.ByDst {
 		return nil, fmt.Errorf("by %q: the history keeps src and dst", q.By)
@@ -91,7 +83,7 @@ func (s *Store) Top(ctx context.Context, q Question) (*Answer, error) {
 	}
 	a, err := s.top(ctx, &q)
 	if _, nothing := errors.AsType[*NothingError](err); err != nil && !nothing {
-		err = &ReadError{s.opt.fail(err)}
+		err = daemon.Unavailable(s.opt.fail(err))
 	}
 	return a, err
 }

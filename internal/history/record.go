@@ -68,6 +68,7 @@ func (s *Store) writeRecords(ctx context.Context, records []Record) error {
 	rows := 0
 	err := s.in(ctx, func(tx *sql.Tx) error {
 		rows = 0
+		last := map[string]Position{}
 		for i := range records {
 			r := &records[i]
 			var res sql.Result
@@ -86,9 +87,12 @@ func (s *Store) writeRecords(ctx context.Context, records []Record) error {
 					rows += int(n)
 				}
 			}
+			last[r.Stream] = r.Position
+		}
+		for stream, p := range last {
 			// In nanoseconds: it is compared with the stream's time.
-			_, err = tx.ExecContext(ctx, `INSERT INTO progress (stream, seq, time) VALUES (?, ?, ?)
-				ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq, time = excluded.time`, r.Stream, int64(r.Seq), r.Time.UnixNano())
+			_, err := tx.ExecContext(ctx, `INSERT INTO progress (stream, seq, time) VALUES (?, ?, ?)
+				ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq, time = excluded.time`, stream, int64(p.Seq), p.Time.UnixNano())
 			if err != nil {
 				return err
 			}

@@ -15,7 +15,7 @@ const applicationID = 0x63746668
 // released is never changed: a file of any earlier version passes through here.
 //
 // Times are of the bus server's clock: minute in Unix seconds, the others in
-// milliseconds. A place whose firewall is ” is the sum of its realm.
+// milliseconds. A place whose firewall is empty is the sum of its realm.
 var migrations = []func() string{version1, version2}
 
 // version is the newest, which this program reads and writes.

@@ -163,8 +163,8 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		return nil, err
 	}
 	r.allow = r.conn.NewAllowlist(r.trust, r.refuse)
-	r.orders = r.conn.NewMirror(bus.BucketGuard, bus.Reflection{Begin: func() {}, Put: r.guardValue, Done: func() {}})
-	r.proposals = r.conn.NewMirror(bus.BucketApprovals, bus.Reflection{Begin: r.beginApprovals, Put: r.approval, Done: func() {}})
+	r.orders = r.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: r.guardValue})
+	r.proposals = r.conn.NewMirror(bus.BucketApprovals, bus.Reflection{Begin: r.beginApprovals, Put: r.approval})
 	if r.reg != nil {
 		r.reg.MustRegister(r.decisions, r.refused, r.circuit)
 	}

@@ -20,10 +20,8 @@ func (q *AddressQuery) Validate() error {
 	if err != nil || a.Zone() != "" {
 		return fmt.Errorf("address: %.60q is no IP address", q.Address)
 	}
-	if q.Realm != "" {
-		if err := CheckName(q.Realm); err != nil {
-			return fmt.Errorf("realm: %w", err)
-		}
+	if err := checkRealmOrNone(q.Realm); err != nil {
+		return err
 	}
 	return nil
 }

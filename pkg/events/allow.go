@@ -25,10 +25,8 @@ func (e *AllowEntry) Validate() error {
 	if _, err := ParsePrefix(e.Prefix); err != nil {
 		return fmt.Errorf("prefix: %w", err)
 	}
-	if e.Realm != "" {
-		if err := CheckName(e.Realm); err != nil {
-			return fmt.Errorf("realm: %w", err)
-		}
+	if err := checkRealmOrNone(e.Realm); err != nil {
+		return err
 	}
 	if e.Until < 0 || e.Time <= 0 {
 		return fmt.Errorf("until: %d, time: %d, they must not be before 1970", e.Until, e.Time)

@@ -72,10 +72,8 @@ func (c *Command) Validate() error {
 	if err := oneOf("verb", c.Verb, VerbFlush, VerbBlock, VerbUnblock, VerbResync, VerbStatus); err != nil {
 		return err
 	}
-	if c.Realm != "" {
-		if err := CheckName(c.Realm); err != nil {
-			return fmt.Errorf("realm: %w", err)
-		}
+	if err := checkRealmOrNone(c.Realm); err != nil {
+		return err
 	}
 	if len(c.Addresses) > MaxCommandAddresses {
 		return fmt.Errorf("addresses: %d, at most %d are allowed", len(c.Addresses), MaxCommandAddresses)

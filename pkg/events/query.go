@@ -58,10 +58,8 @@ func (q *TopQuery) Validate() error {
 			return err
 		}
 	}
-	if q.Realm != "" {
-		if err := CheckName(q.Realm); err != nil {
-			return fmt.Errorf("realm: %w", err)
-		}
+	if err := checkRealmOrNone(q.Realm); err != nil {
+		return err
 	}
 	if q.WindowS < 0 {
 		return fmt.Errorf("window_s: must not be negative, is %d", q.WindowS)

@@ -76,6 +76,18 @@ func CheckFirewall(s string) error {
 // one token: realm_<name>_z65535.
 const maxRealm = maxName - len(realmScopePrefix) - len("_z65535")
 
+// checkRealmOrNone is for messages that may leave the realm out, or name one of a
+// conntrack zone.
+func checkRealmOrNone(s string) error {
+	if s == "" {
+		return nil
+	}
+	if err := CheckName(s); err != nil {
+		return fmt.Errorf("realm: %w", err)
+	}
+	return nil
+}
+
 // CheckRealm is [CheckName] for the realm that a firewall is given: at most 50
 // characters, and without an ending such as _z7, which would make it the realm
 // of conntrack zone 7 of another one, see [ZoneRealm].
