@@ -65,12 +65,7 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 		if acc.Rivals {
 			f.values[metricRivals] = 2
 		}
-		if f.rated.IsZero() || acc.Events < f.events {
-			f.rate = 0
-		} else {
-			f.rate = float64(acc.Events-f.events) / now.Sub(f.rated).Seconds()
-		}
-		f.events, f.rated = acc.Events, now
+		f.rates(&acc, now)
 		subject := rule.Subject{Realm: f.health.Realm, Firewall: name}
 		for i := range a.engine.Rules() {
 			r := &a.engine.Rules()[i]

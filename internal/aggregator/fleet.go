@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -26,9 +27,9 @@ type firewall struct {
 	peak   uint64             // entries, the most since the last minute was kept
 	values map[string]float64 // of the built-in alarms, by metric
 
-	events uint64 // counted, when the rate was last taken
-	rate   float64
-	rated  time.Time
+	rated          time.Time // when the rates were last taken
+	events, opened uint64    // counted by then
+	rate, opens    float64   // events and new flows, per second
 }
 
 // state says how fresh a firewall is at now.
@@ -42,6 +43,16 @@ func (f *firewall) state(now time.Time) string {
 		return events.StateStale
 	}
 	return events.StateFresh
+}
+
+// rates takes how much was counted since it was last called.
+func (f *firewall) rates(acc *count.Account, now time.Time) {
+	f.rate, f.opens = 0, 0
+	if !f.rated.IsZero() && acc.Events >= f.events && acc.Opened >= f.opened {
+		seconds := now.Sub(f.rated).Seconds()
+		f.rate, f.opens = float64(acc.Events-f.events)/seconds, float64(acc.Opened-f.opened)/seconds
+	}
+	f.events, f.opened, f.rated = acc.Events, acc.Opened, now
 }
 
 // gone reports whether a firewall has been away for so long that it is no part

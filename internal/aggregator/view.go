@@ -80,8 +80,8 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	}
 	if !slices.Contains(a.windows, window) {
 		var kept []string
-		for _, w := range a.windows {
-			kept = append(kept, fmt.Sprintf("%.0fs", w.Seconds()))
+		for _, s := range a.windowsKept() {
+			kept = append(kept, fmt.Sprint(s, "s"))
 		}
 		return nil, fmt.Errorf("window %.0fs is not kept, these are: %s", window.Seconds(), strings.Join(kept, ", "))
 	}
@@ -94,7 +94,7 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	r := &events.TopReply{
 		Head: events.Head{V: events.MessageVersion},
 		By:   cmp.Or(q.By, events.BySrc), Metric: cmp.Or(q.Metric, events.MetricNew), WindowS: int(window / time.Second),
-		Scope: events.RealmScope(place.Realm), Rows: []events.TopRow{},
+		Scope: events.RealmScope(place.Realm), Rows: []events.TopRow{}, Windows: a.windowsKept(),
 	}
 	if place.Firewall != "" {
 		r.Scope = place.Firewall
@@ -114,6 +114,15 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	}
 	r.Stale = a.stale(place.Realm, place.Firewall, time.Now())
 	return r, nil
+}
+
+// windowsKept are the windows that may be asked about, in seconds.
+func (a *Aggregator) windowsKept() []int {
+	kept := make([]int, len(a.windows))
+	for i, w := range a.windows {
+		kept[i] = int(w / time.Second)
+	}
+	return kept
 }
 
 // wanted says which keys a question is about; nil: all. The question is a valid one.
@@ -145,7 +154,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 		acc, _ := a.counter.Account(name)
 		r.Firewalls = append(r.Firewalls, events.FirewallStatus{
 			Health: f.health, State: f.state(now), AgeMS: now.Sub(f.seen).Milliseconds(),
-			Events: acc.Events, EventsPerS: f.rate, Lost: max(acc.Lost, f.health.Stream.Lost()), Missing: acc.Missing,
+			Events: acc.Events, EventsPerS: f.rate, NewPerS: f.opens, Lost: max(acc.Lost, f.health.Stream.Lost()), Missing: acc.Missing,
 			Duplicates: acc.Duplicates, Refused: acc.Refused,
 			ActiveKnown: acc.ActiveKnown, Active: acc.Active,
 			Approximate: acc.Approximate || acc.Short || f.health.Stream.Unannounced && f.health.Stream.Live > f.health.Table.Count,

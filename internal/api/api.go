@@ -21,6 +21,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/web"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -113,9 +114,9 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 		}
 		return src.Audit(r.Context(), from, key, of, limit)
 	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /api/v1/{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprint(w, `ctfleet aggregator
+		fmt.Fprint(w, `ctfleet aggregator: read-only, as JSON
 
 /api/v1/top?by=src&metric=new&window=10&limit=20   also firewall=, realm=, prefix=, allowlisted=hide and at=
 /api/v1/firewalls
@@ -130,13 +131,18 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 	return stream
 }
 
-// Serve serves the API, the metrics of reg and the health of who answers on l until
-// ctx ends, to those whom access lets in. A nil listener serves nothing.
+// Serve serves the page to everybody, and the API, the metrics of reg and the health of
+// who answers to those whom access lets in, on l until ctx ends. A nil listener serves
+// nothing.
 func Serve(ctx context.Context, l net.Listener, access *daemon.Access, src Source, reg *prometheus.Registry, ready func() error, log *slog.Logger) error {
 	mux := daemon.Mux(reg, daemon.Health{Ready: ready})
 	stream := Register(mux, src, reg)
+	page, all := web.Handler(), http.NewServeMux()
+	all.Handle("/{$}", page)
+	all.Handle("/assets/", page)
+	all.Handle("/", access.RequireToken(daemon.Problems(mux)))
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return daemon.Serve(ctx, l, access.RequireToken(daemon.Problems(mux)), log) })
+	g.Go(func() error { return daemon.Serve(ctx, l, all, log) })
 	g.Go(func() error { return stream.Run(ctx) })
 	return g.Wait()
 }

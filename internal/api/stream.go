@@ -286,6 +286,7 @@ func (s *Stream) fleet() []byte {
 		AgeMS       int64              `json:"age_ms"`
 		Table       events.TableHealth `json:"table"`
 		EventsPerS  float64            `json:"events_per_s"`
+		NewPerS     float64            `json:"new_per_s"`
 		Lost        uint64             `json:"lost"`
 		Missing     uint64             `json:"missing"`
 		ActiveKnown bool               `json:"active_known"`
@@ -300,7 +301,7 @@ func (s *Stream) fleet() []byte {
 	}{time.Now().UnixMilli(), make([]brief, len(all))}
 	for i := range all {
 		f := &all[i]
-		out.Firewalls[i] = brief{f.Firewall, f.Realm, f.Source, f.State, f.AgeMS, f.Table, f.EventsPerS, f.Lost, f.Missing, f.ActiveKnown, f.Active, f.Approximate, f.Rivals}
+		out.Firewalls[i] = brief{f.Firewall, f.Realm, f.Source, f.State, f.AgeMS, f.Table, f.EventsPerS, f.NewPerS, f.Lost, f.Missing, f.ActiveKnown, f.Active, f.Approximate, f.Rivals}
 	}
 	data, err := json.Marshal(out)
 	if err != nil {

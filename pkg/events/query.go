@@ -92,6 +92,8 @@ type TopReply struct {
 	Unknown []string `msgpack:"unknown,omitempty" json:"unknown,omitempty"`
 	Stale   []string `msgpack:"stale,omitempty" json:"stale,omitempty"`
 	Partial bool     `msgpack:"partial,omitempty" json:"partial,omitempty"` // the window has not filled yet
+	// Windows are those that may be asked about, in seconds, ascending.
+	Windows []int `msgpack:"windows,omitempty" json:"windows,omitempty"`
 	// At is when the minute began that the rows are of, Unix ms; 0: they are of now.
 	// Rows of the past name the shares of firewalls as far as they were kept.
 	At int64 `msgpack:"at,omitempty" json:"at,omitempty"`
@@ -146,6 +148,7 @@ type FirewallStatus struct {
 	AgeMS       int64   `msgpack:"age_ms" json:"age_ms"` // since its last message
 	Events      uint64  `msgpack:"events" json:"events"` // counted here
 	EventsPerS  float64 `msgpack:"events_per_s" json:"events_per_s"`
+	NewPerS     float64 `msgpack:"new_per_s" json:"new_per_s"` // of these, new flows
 	Lost        uint64  `msgpack:"lost" json:"lost"`       // as its producer knows
 	Missing     uint64  `msgpack:"missing" json:"missing"` // sent, by its own count, but never arrived here
 	Duplicates  uint64  `msgpack:"duplicates" json:"duplicates"`
@@ -162,7 +165,7 @@ func (r *FirewallsReply) Validate() error {
 		if err := r.Firewalls[i].Health.Validate(); err != nil {
 			return err
 		}
-		if err := checkFinite("events_per_s", r.Firewalls[i].EventsPerS); err != nil {
+		if err := checkFinite("events_per_s", r.Firewalls[i].EventsPerS, r.Firewalls[i].NewPerS); err != nil {
 			return err
 		}
 		if err := oneOf("state", r.Firewalls[i].State, StateFresh, StateStale, StateSilent, StateStopped); err != nil {

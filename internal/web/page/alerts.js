@@ -1,0 +1,113 @@
+// What fires, and what was resolved within the last hour, on one line of time.
+
+import {$, attr, badge, el, empty, keyed, show, text} from "./dom.js";
+import {get} from "./api.js";
+import {list, number, span, time} from "./format.js";
+
+const hour = 3_600_000; // ms
+const first = 12; // rows shown until more are asked for
+const mostKept = 500; // of those resolved
+
+export class Alerts {
+  constructor(open) {
+    this.open = open; // called with a key and a realm, or null and a firewall
+    this.firing = new Map(); // by id
+    this.past = new Map();
+    this.known = false;
+    this.more = false; // older ones were left out
+    this.shown = first;
+    $("alerts-more").addEventListener("click", () => {
+      this.shown = this.shown === first ? Infinity : first;
+      this.render(this.now);
+    });
+    $("alert-rows").append(
+      el("thead", null, el("tr", null, ...["State", "What", "Last hour"].map((h) => el("th", {scope: "col"}, h)))),
+      this.body = el("tbody"));
+  }
+
+  // load asks for all of them: what came since the last time may have been missed.
+  async load() {
+    const [firing, past] = await Promise.all([get("alerts"), get("alerts", {state: "past"})]);
+    this.firing = new Map(firing.alerts.map((a) => [a.id, a]));
+    this.past = new Map(past.alerts.map((a) => [a.id, a]));
+    this.more = Boolean(past.more);
+    this.known = true;
+  }
+
+  // take takes an alert of the stream.
+  take(a) {
+    this.firing.delete(a.id);
+    this.past.delete(a.id);
+    (a.state === "firing" ? this.firing : this.past).set(a.id, a);
+    while (this.past.size > mostKept) {
+      this.past.delete(this.past.keys().next().value);
+      this.more = true;
+    }
+  }
+
+  render(now) {
+    this.now = now;
+    for (const [id, a] of this.past) if (a.updated < now - hour) this.past.delete(id);
+    const newest = (m, of) => [...m.values()].sort((a, b) => of(b) - of(a));
+    const all = [...newest(this.firing, (a) => a.started), ...newest(this.past, (a) => a.updated)];
+    keyed(this.body, all.slice(0, this.shown), (a) => a.id, (a) => this.make(a), (e, a) => update(e, a, now));
+    const more = $("alerts-more");
+    show(more, all.length > first);
+    text(more, this.shown === first ? `Show all ${all.length}${this.more ? ", of more" : ""}` : `Show the first ${first}`);
+    show($("alert-rows"), all.length > 0);
+    if (all.length > 0 || !this.known) show($("alerts-empty"), false);
+    else empty($("alerts-empty"), el("p", null, "Nothing fires, and nothing did within the last hour."), el("p", {class: "note"},
+      "Thresholds are the rules that the aggregator was started with; ", el("code", null, "ctfleet rules check FILE"), " tells what a file says."));
+  }
+
+  make(a) {
+    const p = {state: el("td", {class: "state"}), what: el("p", {class: "text"}), flags: el("span", {class: "badges"}), bar: el("rect", {y: 3, height: 10, rx: 2}), times: el("span", {class: "note"})};
+    const about = opens(a, this.open);
+    const ticks = [0, 1, 2, 3, 4].map((i) => el("line", {x1: i * 25, x2: i * 25, y1: 0, y2: 16}));
+    const tr = el("tr", null, p.state,
+      el("th", {scope: "row"}, about ? el("button", {type: "button", class: "link", onclick: about}, a.key === "table" ? a.scope : a.key) : el("b", null, a.key),
+        " ", el("span", {class: "note"}, `${a.rule}, ${a.scope}`), " ", p.flags, p.what),
+      el("td", {class: "wide"}, el("svg", {class: "line-of-time", viewBox: "0 0 100 16", preserveAspectRatio: "none", "aria-hidden": "true"}, ...ticks, p.bar), p.times));
+    tr.parts = p;
+    return tr;
+  }
+}
+
+// opens is what a click on the key of an alert does; null: nothing.
+export function opens(a, open) {
+  if (a.track === "table") return a.scope === "fleet" || a.scope.startsWith("realm_") ? null : () => open(null, a.scope);
+  return a.key.includes("/") ? null : () => open(a.key, a.realm);
+}
+
+function update(tr, a, now) {
+  const p = tr.parts, firing = a.state === "firing";
+  keyed(p.state, [a.state], (s) => s, (s) => badge(s, firing ? "bad" : "ok"), () => {});
+  attr(tr, "data-state", a.state);
+  keyed(p.flags, flags(a), ([word]) => word, ([word, kind, why]) => badge(word, kind, why), () => {});
+  text(p.what, a.text);
+  // A bar from when it began to when it ended; what began earlier begins at the edge.
+  const x = (t) => 100 * Math.min(1, Math.max(0, 1 - (now - t) / hour));
+  const from = x(a.started), to = firing ? 100 : x(a.updated);
+  attr(p.bar, "x", from.toFixed(2));
+  attr(p.bar, "width", Math.max(0.8, to - from).toFixed(2));
+  const lasted = span(Math.max(0, (firing ? now : a.updated) - a.started) / 1000);
+  text(p.times, firing ? `since ${time(a.started)}, ${lasted}` : `${time(a.started)} to ${time(a.updated)}, ${lasted}`);
+}
+
+// flags say what keeps an alert from being a plain one: [word, kind, why].
+export function flags(a) {
+  const out = [];
+  if (a.severity) out.push([a.severity, a.severity === "critical" ? "bad" : a.severity === "warning" ? "warn" : ""]);
+  if (a.allowlisted) out.push(["allowlisted", "", "an allowlist covers it: nothing will be done about it"]);
+  if (a.lossy) out.push(["lossy", "warn", "events were lost within the window: the truth may be higher"]);
+  if (a.stale) out.push(["stale", "warn", "a firewall of its scope is silent"]);
+  if (a.simulated) out.push(["simulated", "warn", "it comes from a recording"]);
+  return out;
+}
+
+// summary is an alert in a line, for the story of an address.
+export function summary(a) {
+  const shares = Object.entries(a.firewalls ?? {}).sort((x, y) => y[1] - x[1]).map(([n, v]) => `${n} ${number(v)}`);
+  return el("li", null, badge(a.state, a.state === "firing" ? "bad" : "ok"), " ", el("span", {class: "text"}, a.text),
+    el("span", {class: "note"}, ` ${a.state === "firing" ? `since ${time(a.started)}` : `${time(a.started)} to ${time(a.updated)}`}${shares.length ? ` · ${list(shares)}` : ""}`));
+}
