@@ -25,7 +25,7 @@ const description = `Counts flows per address across the fleet, judges them by r
 type flags struct {
 	aggregator.Options
 	bus.Flags
-	Listen string `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	Listen string `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the page and the API here, read-only (${default}); port 0 is a free one."`
 	daemon.Access
 	EmbeddedNATS bool         `name:"embedded-nats" help:"Run a NATS server in this process instead of using --nats-url. Its URL with credentials is written to the file url in --embedded-dir."`
 	EmbeddedDir  string       `default:"ctfleet-nats" type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams (${default})."`

@@ -20,7 +20,7 @@ import (
 type demoCmd struct {
 	Duration time.Duration `help:"End after this long; without it, run until Ctrl-C."`
 	Output   string        `short:"o" enum:"human,json" default:"human" help:"human, or json: one object at the end, nothing else on standard output."`
-	Listen   string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the API here (${default}: a free port)."`
+	Listen   string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the page and the API here (${default}: a free port)."`
 	daemon.Access
 	NATSListen string     `name:"nats-listen" default:"127.0.0.1:0" placeholder:"ADDR" help:"Where NATS is reached, without credentials (${default}: a free port)."`
 	LogLevel   slog.Level `default:"error" help:"Log the roles at debug, info, warn or error, to standard error."`
@@ -66,8 +66,8 @@ func (c *demoCmd) show(http, nats net.Listener) error {
 		program = "go run ./cmd/ctfleet"
 	}
 	screen := &demo.Screen{Out: os.Stdout, Terminal: terminal(os.Stdout), Header: []string{
-		fmt.Sprintf("Look from another terminal: %s top --nats-url %s", program, cfg.URL()),
-		fmt.Sprintf("                            curl http://%s/api/v1/top", http.Addr()),
+		fmt.Sprintf("In a browser:          http://%s/", http.Addr()),
+		fmt.Sprintf("In another terminal:   %s top --nats-url %s", program, cfg.URL()),
 	}}
 	screen.Width = func() int { return width(os.Stdout) }
 	if c.Output == "json" {

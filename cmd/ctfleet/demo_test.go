@@ -50,7 +50,7 @@ func testDemo(t *testing.T, c call) {
 	begin := time.Now()
 	p := c.start(t, "ctfleet", "demo", "--duration", "15s", "-o", "json")
 	nats := p.says(&p.stderr, `--nats-url (nats://[0-9.:]+)`)
-	api := p.says(&p.stderr, `curl (http://[0-9.:]+)/api/v1/top`)
+	api := p.says(&p.stderr, `browser: +(http://[0-9.:]+)/`)
 
 	// From another terminal.
 	f := &fleet{t: t, call: call{env: []string{"NATS_URL=" + nats}}}

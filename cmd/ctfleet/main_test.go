@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ctfleet/ctfleet/internal/web/webtest"
 )
 
 // These tests run the four programs as an operator does: as processes, with
@@ -58,6 +60,7 @@ func TestMain(m *testing.M) {
 		_ = flag.Set("test.parallel", "6") // a number, hence no error
 	}
 	code := m.Run()
+	webtest.Close()
 	if built != "" {
 		_ = os.RemoveAll(built) // in the temporary directory: what is left there is not ours to report
 	}

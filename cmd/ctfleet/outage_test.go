@@ -257,7 +257,7 @@ func TestUp(t *testing.T) {
 	dir := t.TempDir()
 	up := call{}.start(t, "ctfleet", "up", "--name", "fw-a", "--netns", ns.Path(), "--dir", dir, "--listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0",
 		"--rules", file(t, "rules.yaml", fleetRules))
-	api := up.says(&up.stdout, `API: +(http://[0-9.:]+)/`)
+	api := up.says(&up.stdout, `Page: +(http://[0-9.:]+)/`)
 	up.says(&up.stderr, `(resynced)`)
 	up.until("it to be ready", func() bool { code, _ := get(t, api+"/readyz"); return code == 200 })
 	path := up.says(&up.stdout, `NATS_URL=\$\(cat (.*)\) ctfleet top`)

@@ -28,7 +28,7 @@ type upCmd struct {
 	producer.Options
 	Aggregator aggregator.Options `embed:""`
 	Responder  responder.Options  `embed:""`
-	Listen     string             `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the API here, read-only (${default}); port 0 is a free one."`
+	Listen     string             `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Serve the page and the API here, read-only (${default}); port 0 is a free one."`
 	daemon.Access
 	NATSListen string     `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" help:"Where the embedded NATS server listens (${default}); port 0 is a free one."`
 	Dir        string     `type:"path" placeholder:"DIR" help:"Where the embedded server keeps its streams and its URL (default: ctfleet in the user's cache directory)."`
@@ -120,7 +120,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		return err
 	}
 	if listener != nil {
-		fmt.Printf("API:  http://%s/\n", listener.Addr())
+		fmt.Printf("Page: http://%s/\n", listener.Addr())
 	}
 	fmt.Printf("NATS: %s, credentials in %s\nTry in another terminal: NATS_URL=$(cat %s) ctfleet top\n", server.Addr(), urlFile, urlFile)
 	if _, err := os.Stat(c.keyFile("operator")); err == nil && (c.AllowFlush || c.AllowBlock) {

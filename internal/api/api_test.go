@@ -240,7 +240,7 @@ func TestFirewallKeys(t *testing.T) {
 }
 
 func TestReadOnly(t *testing.T) {
-	for _, path := range []string{"/api/v1/top", "/api/v1/firewalls", "/api/v1/alerts", "/"} {
+	for _, path := range []string{"/api/v1/top", "/api/v1/firewalls", "/api/v1/alerts", "/api/v1/"} {
 		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
 			w := get(t, &source{}, method, path)
 			problem(t, w, http.StatusMethodNotAllowed)
@@ -249,8 +249,8 @@ func TestReadOnly(t *testing.T) {
 			}
 		}
 	}
-	if w := get(t, &source{}, http.MethodGet, "/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "/api/v1/top") {
-		t.Errorf("/: %d %s", w.Code, w.Body)
+	if w := get(t, &source{}, http.MethodGet, "/api/v1/"); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "/api/v1/top") {
+		t.Errorf("/api/v1/: %d %s", w.Code, w.Body)
 	}
 	if detail := problem(t, get(t, &source{}, http.MethodGet, "/api/v1/none%1b"), http.StatusNotFound); detail != `there is nothing at "/api/v1/none\x1b"` {
 		t.Error(detail)

@@ -8,8 +8,6 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 // status is a firewall that is well.
 func status(name string, entries, limit uint64, newPerS float64) events.FirewallStatus {
 	return events.FirewallStatus{
@@ -71,13 +69,13 @@ func office() *source {
 			Address: attacker, Realm: events.RealmDefault,
 			Src: events.AddressSide{
 				Counts: []events.AddressCount{
-					{Metric: events.MetricNew, WindowS: 10, Value: ptr[uint64](4100), Firewalls: map[string]uint64{"fw-lis": 2100, "fw-opo": 2000}},
+					{Metric: events.MetricNew, WindowS: 10, Value: new(uint64(4100)), Firewalls: map[string]uint64{"fw-lis": 2100, "fw-opo": 2000}},
 					{Metric: events.MetricActive, Firewalls: map[string]uint64{}},
-					{Metric: events.MetricUnreplied, WindowS: 10, Value: ptr[uint64](3900), Share: ptr(0.95), Firewalls: map[string]uint64{"fw-lis": 3900}},
+					{Metric: events.MetricUnreplied, WindowS: 10, Value: new(uint64(3900)), Share: new(0.95), Firewalls: map[string]uint64{"fw-lis": 3900}},
 				},
 				Peers: []events.Share{{Value: "203.0.113.53", Count: 60}}, Ports: []events.Share{{Value: "udp/53", Count: 64}}, SampleSize: 64,
 			},
-			Dst:    events.AddressSide{Counts: []events.AddressCount{{Metric: events.MetricNew, WindowS: 10, Value: ptr[uint64](0), Firewalls: map[string]uint64{}}}, Peers: []events.Share{}, Ports: []events.Share{}},
+			Dst:    events.AddressSide{Counts: []events.AddressCount{{Metric: events.MetricNew, WindowS: 10, Value: new(uint64(0)), Firewalls: map[string]uint64{}}}, Peers: []events.Share{}, Ports: []events.Share{}},
 			Alerts: []events.Alert{firing}, Past: []events.Alert{}, Decisions: []events.Decision{decision}, Receipts: []events.Receipt{receipt}, Acts: []events.Act{},
 		},
 	}

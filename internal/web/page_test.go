@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/ctfleet/ctfleet/internal/audit"
+	"github.com/ctfleet/ctfleet/internal/web/webtest"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -23,14 +24,14 @@ import (
 func full(t *testing.T) *rig {
 	t.Helper()
 	r := newRig(t, office())
-	r.size(1400, 900)
-	r.open("")
-	r.says("#link", "Live")
-	r.says("#tiles", "fw-opo")
-	r.says("#by-src", "2001:db8::7")
-	r.says("#by-dst", "203.0.113.53")
-	r.says("#alert-rows", "new-flows-by-source")
-	r.says("#deed-rows", "fw-lis")
+	r.Size(1400, 900)
+	r.Open("")
+	r.Says("#link", "Live")
+	r.Says("#tiles", "fw-opo")
+	r.Says("#by-src", "2001:db8::7")
+	r.Says("#by-dst", "203.0.113.53")
+	r.Says("#alert-rows", "new-flows-by-source")
+	r.Says("#deed-rows", "fw-lis")
 	return r
 }
 
@@ -38,39 +39,39 @@ func full(t *testing.T) *rig {
 func TestScreen(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.picture("light")
-	r.media("prefers-color-scheme", "dark")
-	r.picture("dark")
+	r.Picture("light")
+	r.Media("prefers-color-scheme", "dark")
+	r.Picture("dark")
 
-	if got, want := r.text("#totals"), "firewalls\n3\nnew flows/s\n641\ntable entries\n82K\nevents lost\n0\nalerts firing\n1"; got != want {
+	if got, want := r.Text("#totals"), "firewalls\n3\nnew flows/s\n641\ntable entries\n82K\nevents lost\n0\nalerts firing\n1"; got != want {
 		t.Errorf("totals %q, want %q", got, want)
 	}
-	if title := eval[string](r, "document.title"); title != "(1) ctfleet" {
+	if title := webtest.Eval[string](r.Tab, "document.title"); title != "(1) ctfleet" {
 		t.Errorf("title %q", title)
 	}
 	// The fullest first, with what an operator wants to know of it.
-	if got := r.text("#tiles li:first-child"); !strings.HasPrefix(got, "fw-opo\n78 %\n51K of 65.5K\n291 new/s") {
+	if got := r.Text("#tiles li:first-child"); !strings.HasPrefix(got, "fw-opo\n78 %\n51K of 65.5K\n291 new/s") {
 		t.Errorf("first tile %q", got)
 	}
-	if got := r.text("#by-src tbody tr:first-child"); got != "198.51.100.7\t4,100\t\nfw-lis 2.1K · fw-opo 2K" {
+	if got := r.Text("#by-src tbody tr:first-child"); got != "198.51.100.7\t4,100\t\nfw-lis 2.1K · fw-opo 2K" {
 		t.Errorf("first row %q", got)
 	}
 	// Bars are as long as the shares: 2100 and 2000 of 4100, the largest row.
-	if got := eval[[]string](r, `[...document.querySelectorAll("#by-src tr:first-child .shares span")].map((e) => e.style.width + " " + e.title)`); !slices.Equal(got,
+	if got := webtest.Eval[[]string](r.Tab, `[...document.querySelectorAll("#by-src tr:first-child .shares span")].map((e) => e.style.width + " " + e.title)`); !slices.Equal(got,
 		[]string{"51.2195% fw-lis: 2,100, 51\u202f%", "48.7805% fw-opo: 2,000, 49\u202f%"}) {
 		t.Errorf("shares %q", got)
 	}
-	if got := r.text("#alert-rows tbody tr:first-child"); !strings.Contains(got, "firing") || !strings.Contains(got, "4100 flows within 10 s") || !strings.Contains(got, "critical") || !strings.Contains(got, ", 4 min") {
+	if got := r.Text("#alert-rows tbody tr:first-child"); !strings.Contains(got, "firing") || !strings.Contains(got, "4100 flows within 10 s") || !strings.Contains(got, "critical") || !strings.Contains(got, ", 4 min") {
 		t.Errorf("first alert %q", got)
 	}
-	if got := r.text("#alert-rows tbody tr:last-child"); !strings.Contains(got, "resolved") || !strings.Contains(got, ", 15 min") {
+	if got := r.Text("#alert-rows tbody tr:last-child"); !strings.Contains(got, "resolved") || !strings.Contains(got, ", 15 min") {
 		t.Errorf("last alert %q", got)
 	}
 	// From 40 to 25 minutes ago, on a line of an hour.
-	if bar := eval[[]float64](r, `["x", "width"].map((n) => Math.round(document.querySelector("#alert-rows tr:last-child rect").getAttribute(n)))`); !slices.Equal(bar, []float64{33, 25}) {
+	if bar := webtest.Eval[[]float64](r.Tab, `["x", "width"].map((n) => Math.round(document.querySelector("#alert-rows tr:last-child rect").getAttribute(n)))`); !slices.Equal(bar, []float64{33, 25}) {
 		t.Errorf("bar %v", bar)
 	}
-	if got := r.text("#deed-rows"); !strings.Contains(got, "fw-lis: 2,100 of 2,100 entries of 198.51.100.7 deleted in 4.3 ms, table 24,100 → 22,000") ||
+	if got := r.Text("#deed-rows"); !strings.Contains(got, "fw-lis: 2,100 of 2,100 entries of 198.51.100.7 deleted in 4.3 ms, table 24,100 → 22,000") ||
 		!strings.Contains(got, "commanded flush 198.51.100.7 on fw-lis, fw-opo") {
 		t.Errorf("deeds %q", got)
 	}
@@ -80,13 +81,13 @@ func TestScreen(t *testing.T) {
 func TestEmpty(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, &source{})
-	r.open("")
-	r.says("#fleet-empty", "producer --nats-url")
-	r.says("#alerts-empty", "Nothing fires")
-	r.says("#deeds-empty", "Nothing was decided")
-	r.says("#by-src + .empty", "No flow of this selection")
-	r.says("#by-dst + .empty", "No flow of this selection")
-	r.picture("empty")
+	r.Open("")
+	r.Says("#fleet-empty", "producer --nats-url")
+	r.Says("#alerts-empty", "Nothing fires")
+	r.Says("#deeds-empty", "Nothing was decided")
+	r.Says("#by-src + .empty", "No flow of this selection")
+	r.Says("#by-dst + .empty", "No flow of this selection")
+	r.Picture("empty")
 }
 
 // TestLive: what changes is shown without a flicker: elements stay, and so does the
@@ -94,18 +95,18 @@ func TestEmpty(t *testing.T) {
 func TestLive(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	eval[bool](r, `{window.tile = document.querySelector("#tiles li:nth-child(2)"); window.row = document.querySelector("#by-src tr:nth-child(2)"); row.querySelector("button").focus(); window.changes = 0;
+	webtest.Eval[bool](r.Tab, `{window.tile = document.querySelector("#tiles li:nth-child(2)"); window.row = document.querySelector("#by-src tr:nth-child(2)"); row.querySelector("button").focus(); window.changes = 0;
 		new MutationObserver((all) => { changes += all.filter((m) => m.type === "childList" && (m.target.id === "tiles" || m.target.tagName === "TBODY")).length; }).observe(document.querySelector("main"), {subtree: true, childList: true}); true}`)
 	r.src.change(func(s *source) {
 		s.firewalls[1].NewPerS = 777
 		s.top[events.BySrc].Rows[1].Value = 901
 	})
-	r.says("#tiles", "777 new/s")
-	r.says("#by-src", "901")
-	if !eval[bool](r, `tile.isConnected && row.isConnected && document.activeElement === row.querySelector("button")`) {
+	r.Says("#tiles", "777 new/s")
+	r.Says("#by-src", "901")
+	if !webtest.Eval[bool](r.Tab, `tile.isConnected && row.isConnected && document.activeElement === row.querySelector("button")`) {
 		t.Error("an element was made anew, or lost the focus")
 	}
-	if n := eval[int](r, "changes"); n != 0 {
+	if n := webtest.Eval[int](r.Tab, "changes"); n != 0 {
 		t.Errorf("tiles or rows were taken out or put in %d times", n)
 	}
 	// A row that overtakes another moves, and keeps the focus.
@@ -114,26 +115,26 @@ func TestLive(t *testing.T) {
 		rows[1].Value = 5000
 		rows[0], rows[1] = rows[1], rows[0]
 	})
-	r.says("#by-src tbody tr:first-child", "2001:db8::7")
-	if !eval[bool](r, `row.isConnected && document.activeElement === row.querySelector("button")`) {
+	r.Says("#by-src tbody tr:first-child", "2001:db8::7")
+	if !webtest.Eval[bool](r.Tab, `row.isConnected && document.activeElement === row.querySelector("button")`) {
 		t.Error("the row that moved lost the focus")
 	}
 	// An alert and a receipt come over the stream, and an alert goes.
 	over := r.src.firing[0]
 	over.State, over.Updated = events.Resolved, time.Now().UnixMilli()
 	r.src.send(&over, nil)
-	r.says("#totals", "alerts firing\n0")
-	r.until(`document.title === "ctfleet"`)
+	r.Says("#totals", "alerts firing\n0")
+	r.Until(`document.title === "ctfleet"`)
 	r.src.send(nil, &audit.Entry{Time: time.Now(), Actor: events.ActorOperator, Verb: events.VerbCircuit, Act: &events.Act{Verb: events.VerbCircuit, What: "closed the circuit", Who: "alice", Reason: "it was a test"}})
-	r.says("#deed-rows li:first-child", "closed the circuit by alice: it was a test")
+	r.Says("#deed-rows li:first-child", "closed the circuit by alice: it was a test")
 	// A firewall that fills is drawn, and its time is told.
 	count := r.src.firewalls[0].Table.Count
 	for range 6 {
 		count += 1000
 		r.src.change(func(s *source) { s.firewalls[0].Table.Count = count })
-		r.says("#tiles", fmt.Sprintf("%dK of 65.5K", count/1000))
+		r.Says("#tiles", fmt.Sprintf("%dK of 65.5K", count/1000))
 	}
-	r.says("#tiles li:nth-child(3)", "full in ")
+	r.Says("#tiles li:nth-child(3)", "full in ")
 }
 
 // TestControls: each control asks the question that it says.
@@ -143,68 +144,70 @@ func TestControls(t *testing.T) {
 	r.asks("the beginning", func(q *events.TopQuery) bool {
 		return *q == events.TopQuery{By: "dst", Metric: "new", WindowS: 10, Limit: 10}
 	})
-	r.set("select[name=window]", "60")
+	r.Set("select[name=window]", "60")
 	r.asks("60 s", func(q *events.TopQuery) bool { return q.WindowS == 60 })
-	r.set("select[name=metric]", "unreplied")
+	r.Set("select[name=metric]", "unreplied")
 	r.asks("unreplied", func(q *events.TopQuery) bool { return q.Metric == "unreplied" && q.WindowS == 60 })
-	r.set("select[name=metric]", "active")
+	r.Set("select[name=metric]", "active")
 	r.asks("active", func(q *events.TopQuery) bool { return q.Metric == "active" && q.WindowS == 0 })
-	r.until(`document.querySelector("select[name=window]").disabled`)
-	r.set("select[name=metric]", "new")
-	r.set("select[name=limit]", "100")
+	r.Until(`document.querySelector("select[name=window]").disabled`)
+	r.Set("select[name=metric]", "new")
+	r.Set("select[name=limit]", "100")
 	r.asks("100 rows", func(q *events.TopQuery) bool { return q.Limit == 100 })
-	r.set("select[name=firewall]", "fw-opo")
+	r.Set("select[name=firewall]", "fw-opo")
 	r.asks("a firewall", func(q *events.TopQuery) bool { return q.Firewall == "fw-opo" })
-	r.set("input[name=prefix]", "10.0.0.0/8")
+	r.Set("input[name=prefix]", "10.0.0.0/8")
 	r.asks("a prefix", func(q *events.TopQuery) bool { return q.Prefix == "10.0.0.0/8" })
-	r.click("input[name=hide]")
+	r.Click("input[name=hide]")
 	r.asks("no allowlisted", func(q *events.TopQuery) bool { return q.Allowlisted == "hide" })
-	r.set("input[name=at]", "2026-11-25T14:05")
-	at := int64(eval[float64](r, `new Date("2026-11-25T14:05").getTime()`))
+	r.Set("input[name=at]", "2026-11-25T14:05")
+	at := int64(webtest.Eval[float64](r.Tab, `new Date("2026-11-25T14:05").getTime()`))
 	r.asks("the past", func(q *events.TopQuery) bool { return q.At == at && q.WindowS == 0 })
 	r.src.change(func(s *source) { s.top[events.BySrc].At = at })
-	r.says("#top-note", "As it was in the minute of")
-	r.click("#now")
+	r.Says("#top-note", "As it was in the minute of")
+	r.Click("#now")
 	r.asks("now again", func(q *events.TopQuery) bool { return q.At == 0 })
-	r.until(`document.getElementById("now").hidden`)
+	r.Until(`document.getElementById("now").hidden`)
 
-	r.set("#fleet-filter", "opo")
-	r.until(`document.querySelectorAll("#tiles li").length === 1`)
-	r.set("#fleet-filter", "nowhere")
-	r.says("#fleet-empty", "No firewall has that in its name")
-	r.set("#fleet-filter", "")
-	r.set("#fleet-order", "name")
-	r.says("#tiles li:first-child", "fw-far")
-	r.set("#fleet-order", "new")
-	r.says("#tiles li:first-child", "fw-lis")
+	r.Set("#fleet-filter", "opo")
+	r.Until(`document.querySelectorAll("#tiles li").length === 1`)
+	r.Set("#fleet-filter", "nowhere")
+	r.Says("#fleet-empty", "No firewall has that in its name")
+	r.Set("#fleet-filter", "")
+	r.Set("#fleet-order", "name")
+	r.Says("#tiles li:first-child", "fw-far")
+	r.Set("#fleet-order", "new")
+	r.Says("#tiles li:first-child", "fw-lis")
 }
 
 // TestRefused: what the server says against a question is shown beside it.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.expectFailures()
-	r.set("input[name=prefix]", "10.0.0.0/99")
-	r.says("#top-note.bad", `parameter prefix: "10.0.0.0/99" is neither`)
-	r.until(`document.querySelector("input[name=prefix]").getAttribute("aria-invalid") === "true"`)
-	r.set("input[name=prefix]", "")
-	r.until(`document.getElementById("top-note").innerText === "" && !document.querySelector("input[name=prefix]").hasAttribute("aria-invalid")`)
-	r.src.change(func(s *source) { s.topErr = errors.New("at: this aggregator keeps no history (aggregator --history FILE)") })
-	r.says("#top-note.bad", "keeps no history")
+	r.ExpectFailures()
+	r.Set("input[name=prefix]", "10.0.0.0/99")
+	r.Says("#top-note.bad", `parameter prefix: "10.0.0.0/99" is neither`)
+	r.Until(`document.querySelector("input[name=prefix]").getAttribute("aria-invalid") === "true"`)
+	r.Set("input[name=prefix]", "")
+	r.Until(`document.getElementById("top-note").innerText === "" && !document.querySelector("input[name=prefix]").hasAttribute("aria-invalid")`)
+	r.src.change(func(s *source) {
+		s.topErr = errors.New("at: this aggregator keeps no history (aggregator --history FILE)")
+	})
+	r.Says("#top-note.bad", "keeps no history")
 }
 
 // TestAddress: a click on an address opens its story, which has an address itself.
 func TestAddress(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.click("#by-src button")
-	r.says("#story-title", attacker)
+	r.Click("#by-src button")
+	r.Says("#story-title", attacker)
 	for _, want := range []string{"new flows, 10 s", "4,100", "fw-lis 2,100 · fw-opo 2,000", "not known", "95 % of those that ended", "of a sample of 64: 203.0.113.53 (60)", "udp/53 (64)",
 		"198.51.100.7 opened 4100 flows", "commanded flush 198.51.100.7", "2,100 of 2,100 entries", "ctfleet flush 198.51.100.7 --dry-run"} {
-		r.says("#story-body", want)
+		r.Says("#story-body", want)
 	}
-	r.picture("address")
-	if hash := eval[string](r, "location.hash"); hash != "#/address/198.51.100.7" {
+	r.Picture("address")
+	if hash := webtest.Eval[string](r.Tab, "location.hash"); hash != "#/address/198.51.100.7" {
 		t.Errorf("hash %q", hash)
 	}
 	// What becomes known while it is open is shown.
@@ -213,22 +216,22 @@ func TestAddress(t *testing.T) {
 		a.Lossy, a.Stale, a.Allowlisted = true, []string{"fw-far"}, &events.AddressEntry{Prefix: "198.51.100.0/24", Why: "our scanner"}
 		s.address = &a
 	})
-	r.says("#story-note", "Events were lost within the longest window")
-	r.says("#story-note", "Silent, and so not counted: fw-far.")
-	r.says("#story-body", "198.51.100.0/24: our scanner")
-	r.do(chromedp.KeyEvent(kb.Escape))
-	r.until(`!document.getElementById("story").open && location.hash === ""`)
+	r.Says("#story-note", "Events were lost within the longest window")
+	r.Says("#story-note", "Silent, and so not counted: fw-far.")
+	r.Says("#story-body", "198.51.100.0/24: our scanner")
+	r.Do(chromedp.KeyEvent(kb.Escape))
+	r.Until(`!document.getElementById("story").open && location.hash === ""`)
 	// Back opens it again, and a link does.
-	r.do(chromedp.NavigateBack())
-	r.until(`document.getElementById("story").open`)
-	r.click("#story-close")
-	r.until(`!document.getElementById("story").open`)
-	r.open("#/address/198.51.100.7")
-	r.says("#story-body", "4,100")
+	r.Do(chromedp.NavigateBack())
+	r.Until(`document.getElementById("story").open`)
+	r.Click("#story-close")
+	r.Until(`!document.getElementById("story").open`)
+	r.Open("#/address/198.51.100.7")
+	r.Says("#story-body", "4,100")
 	// Of what nothing can be told, it is said why.
-	r.expectFailures()
-	eval[string](r, `location.hash = "#/address/192.0.2.1"`)
-	r.says("#story-note.bad", "nothing is known of 192.0.2.1")
+	r.ExpectFailures()
+	webtest.Eval[string](r.Tab, `location.hash = "#/address/192.0.2.1"`)
+	r.Says("#story-note.bad", "nothing is known of 192.0.2.1")
 }
 
 // TestFirewall: a click on a firewall opens its table.
@@ -240,37 +243,37 @@ func TestFirewall(t *testing.T) {
 	f.Kernel.Drop, f.Stream.LostSocket, f.Lost = 4, 17, 17
 	f.Labels = map[string]string{"site": "opo1"}
 	r := newRig(t, s)
-	r.open("")
-	r.says("#tiles", "fw-opo")
+	r.Open("")
+	r.Says("#tiles", "fw-opo")
 	r.asks("its sources", func(q *events.TopQuery) bool { return q.By == events.BySrc })
-	r.click("#tiles li:first-child button")
-	r.says("#story-title", "fw-opo")
+	r.Click("#tiles li:first-child button")
+	r.Says("#story-title", "fw-opo")
 	for _, want := range []string{"78 %: 51,000 of 65,536 entries", "291 new flows/s", "nf_conntrack_acct is off", "label site", "opo1", "17, 0, 0", "198.51.100.7"} {
-		r.says("#story-body", want)
+		r.Says("#story-body", want)
 	}
 	r.asks("its own sources", func(q *events.TopQuery) bool { return q.Firewall == "fw-opo" && q.By == events.BySrc })
-	r.picture("firewall")
-	r.click("#story-body table button")
-	r.says("#story-title", attacker)
-	eval[string](r, `location.hash = "#/firewall/fw-nowhere"`)
-	r.says("#story-note.bad", "knows no firewall of this name")
+	r.Picture("firewall")
+	r.Click("#story-body table button")
+	r.Says("#story-title", attacker)
+	webtest.Eval[string](r.Tab, `location.hash = "#/firewall/fw-nowhere"`)
+	r.Says("#story-note.bad", "knows no firewall of this name")
 }
 
 // TestPause: the picture stays as it is, and goes on where the fleet is by then.
 func TestPause(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.click("#pause")
-	r.says("#link", "Paused")
+	r.Click("#pause")
+	r.Says("#link", "Paused")
 	r.src.change(func(s *source) { s.firewalls[1].NewPerS = 777; s.top[events.BySrc].Rows[1].Value = 901 })
 	time.Sleep(2500 * time.Millisecond) // two ticks
-	if text := r.text("main"); strings.Contains(text, "777") || strings.Contains(text, "901") {
+	if text := r.Text("main"); strings.Contains(text, "777") || strings.Contains(text, "901") {
 		t.Errorf("it went on: %s", text)
 	}
-	r.click("#pause")
-	r.says("#link", "Live")
-	r.says("#tiles", "777 new/s")
-	r.says("#by-src", "901")
+	r.Click("#pause")
+	r.Says("#link", "Live")
+	r.Says("#tiles", "777 new/s")
+	r.Says("#by-src", "901")
 }
 
 // TestReconnect: an aggregator that goes away is said to be away, with the last
@@ -278,13 +281,13 @@ func TestPause(t *testing.T) {
 func TestReconnect(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.expectFailures()
-	eval[bool](r, `window.same = true`)
+	r.ExpectFailures()
+	webtest.Eval[bool](r.Tab, `window.same = true`)
 	r.stop()
-	r.says("#link", "Disconnected")
-	r.says("#notices .bad", "Disconnected since")
-	r.says("#tiles", "fw-opo")
-	r.picture("disconnected")
+	r.Says("#link", "Disconnected")
+	r.Says("#notices .bad", "Disconnected since")
+	r.Says("#tiles", "fw-opo")
+	r.Picture("disconnected")
 	r.src.change(func(s *source) {
 		s.firewalls[1].NewPerS = 777
 		a := s.firing[0]
@@ -292,12 +295,12 @@ func TestReconnect(t *testing.T) {
 		s.firing = append(s.firing, a)
 	})
 	r.serve()
-	r.says("#link", "Live")
-	r.says("#tiles", "777 new/s")
-	r.says("#alert-rows", "192.0.2.77 opened 5000 flows")
-	r.says("#totals", "alerts firing\n2")
-	r.until(`document.querySelectorAll("#notices li").length === 0`)
-	if !eval[bool](r, `window.same === true`) {
+	r.Says("#link", "Live")
+	r.Says("#tiles", "777 new/s")
+	r.Says("#alert-rows", "192.0.2.77 opened 5000 flows")
+	r.Says("#totals", "alerts firing\n2")
+	r.Until(`document.querySelectorAll("#notices li").length === 0`)
+	if !webtest.Eval[bool](r.Tab, `window.same === true`) {
 		t.Error("the page was loaded anew")
 	}
 }
@@ -318,28 +321,28 @@ func TestHonest(t *testing.T) {
 	s.entries[0].Decision.Simulated, s.entries[0].Decision.Outcome = true, events.OutcomeSimulated
 	s.entries[1].Receipt.Refused = []events.Refusal{{Reason: "own-address", Count: 3}}
 	r := newRig(t, s)
-	r.size(1400, 900)
-	r.open("")
+	r.Size(1400, 900)
+	r.Open("")
 	for _, want := range []string{"silent 2 min", "recording", "no table", "approximate", "two producers", "5 lost", "active unknown", "stale", "stopped"} {
-		r.says("#tiles", want)
+		r.Says("#tiles", want)
 	}
-	r.says("#totals", "3 of 6 fresh")
-	r.says("#notices", "Nothing is heard from fw-far, fw-old")
-	r.says("#notices", "Simulated: what fw-lis sends is a recording")
+	r.Says("#totals", "3 of 6 fresh")
+	r.Says("#notices", "Nothing is heard from fw-far, fw-old")
+	r.Says("#notices", "Simulated: what fw-lis sends is a recording")
 	for _, want := range []string{"The window has not filled yet", "Silent, and so not in these rows: fw-far.", "Not known yet, and so not in these rows: fw-new."} {
-		r.says("#top-note", want)
+		r.Says("#top-note", want)
 	}
 	for _, want := range []string{"lossy", "stale", "simulated", "allowlisted"} {
-		r.says("#alert-rows", want)
+		r.Says("#alert-rows", want)
 	}
-	r.says("#deed-rows", "simulated")
-	r.says("#deed-rows", "refused: own-address (3)")
-	r.picture("honest")
+	r.Says("#deed-rows", "simulated")
+	r.Says("#deed-rows", "refused: own-address (3)")
+	r.Picture("honest")
 	// What is lost now is said where everybody looks.
 	r.src.change(func(s *source) { s.firewalls[2].Lost = 9 })
-	r.says("#notices", "1 firewall lost events within the last minute (fw-opo)")
+	r.Says("#notices", "1 firewall lost events within the last minute (fw-opo)")
 	r.src.change(func(s *source) { s.top[events.BySrc].Metric = "active" })
-	r.says("#top-note", "Approximate until the next dump: fw-opo.")
+	r.Says("#top-note", "Approximate until the next dump: fw-opo.")
 }
 
 // TestHostile: whatever a name, a key or a reason tries to be, it is text.
@@ -367,17 +370,17 @@ func TestHostile(t *testing.T) {
 	s.address.Alerts = s.firing
 	s.address.Stale = []string{evil}
 	r := newRig(t, s)
-	r.expectFailures() // a name that is none is refused
-	r.open("")
+	r.ExpectFailures() // a name that is none is refused
+	r.Open("")
 	for _, place := range []string{"#tiles", "#by-src", "#alert-rows", "#deed-rows", "#top-note", "#notices"} {
-		r.says(place, evil)
+		r.Says(place, evil)
 	}
-	r.open("#/address/198.51.100.7")
-	r.says("#story-body", evil)
-	r.open("#/firewall/" + strings.ReplaceAll(evil, " ", "%20"))
-	r.says("#story-title", evil)
-	eval[bool](r, `{location.hash = "#/address/%zz"; true}`)
-	if eval[bool](r, `window.pwned !== undefined || document.querySelectorAll("img, body script").length > 0`) {
+	r.Open("#/address/198.51.100.7")
+	r.Says("#story-body", evil)
+	r.Open("#/firewall/" + strings.ReplaceAll(evil, " ", "%20"))
+	r.Says("#story-title", evil)
+	webtest.Eval[bool](r.Tab, `{location.hash = "#/address/%zz"; true}`)
+	if webtest.Eval[bool](r.Tab, `window.pwned !== undefined || document.querySelectorAll("img, body script").length > 0`) {
 		t.Error("it became markup")
 	}
 }
@@ -396,27 +399,27 @@ func TestToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.serve()
-	r.expectFailures()
-	r.open("")
-	r.until(`document.getElementById("sign-in").open`)
-	r.picture("token")
+	r.ExpectFailures()
+	r.Open("")
+	r.Until(`document.getElementById("sign-in").open`)
+	r.Picture("token")
 	enter := func(s string) {
-		r.do(chromedp.SendKeys(chromedp.CSS("#token"), s+kb.Enter))
+		r.Do(chromedp.SendKeys(chromedp.CSS("#token"), s+kb.Enter))
 	}
 	enter("0123456789abcdeX")
-	r.says("#token-note", "This is not the token.")
+	r.Says("#token-note", "This is not the token.")
 	enter(token)
-	r.says("#link", "Live")
-	r.says("#tiles", "fw-opo")
-	r.says("#by-src", attacker)
-	r.says("#alert-rows", "new-flows-by-source")
-	if open := eval[bool](r, `document.getElementById("sign-in").open`); open {
+	r.Says("#link", "Live")
+	r.Says("#tiles", "fw-opo")
+	r.Says("#by-src", attacker)
+	r.Says("#alert-rows", "new-flows-by-source")
+	if open := webtest.Eval[bool](r.Tab, `document.getElementById("sign-in").open`); open {
 		t.Error("it still asks")
 	}
 	// The tab keeps it, and nothing else does.
-	r.open("#/address/198.51.100.7")
-	r.says("#story-body", "4,100")
-	if kept := eval[int](r, `localStorage.length + document.cookie.length`); kept != 0 {
+	r.Open("#/address/198.51.100.7")
+	r.Says("#story-body", "4,100")
+	if kept := webtest.Eval[int](r.Tab, `localStorage.length + document.cookie.length`); kept != 0 {
 		t.Error("the token may be in what outlives the tab")
 	}
 }
@@ -425,26 +428,26 @@ func TestToken(t *testing.T) {
 func TestKeyboard(t *testing.T) {
 	t.Parallel()
 	r := full(t)
-	r.expectFailures() // what is typed here is no prefix
-	r.do(chromedp.KeyEvent("/"))
-	r.until(`document.activeElement.name === "prefix"`)
-	r.do(chromedp.KeyEvent("p")) // types, and does not pause
-	r.says("#link", "Live")
-	r.set("input[name=prefix]", "")
-	eval[bool](r, `{document.activeElement.blur(); true}`)
-	r.do(chromedp.KeyEvent("p"))
-	r.says("#link", "Paused")
-	r.do(chromedp.KeyEvent("p"))
-	r.says("#link", "Live")
+	r.ExpectFailures() // what is typed here is no prefix
+	r.Do(chromedp.KeyEvent("/"))
+	r.Until(`document.activeElement.name === "prefix"`)
+	r.Do(chromedp.KeyEvent("p")) // types, and does not pause
+	r.Says("#link", "Live")
+	r.Set("input[name=prefix]", "")
+	webtest.Eval[bool](r.Tab, `{document.activeElement.blur(); true}`)
+	r.Do(chromedp.KeyEvent("p"))
+	r.Says("#link", "Paused")
+	r.Do(chromedp.KeyEvent("p"))
+	r.Says("#link", "Live")
 
 	// From the top, Tab comes to each control, in the order of the page.
-	r.do(chromedp.Reload())
-	r.says("#by-dst", "203.0.113.53")
-	r.says("#alert-rows", "resolved")
+	r.Do(chromedp.Reload())
+	r.Says("#by-dst", "203.0.113.53")
+	r.Says("#alert-rows", "resolved")
 	reached := []string{}
 	for range 40 {
-		r.do(chromedp.KeyEvent(kb.Tab))
-		reached = append(reached, eval[string](r, `document.activeElement.id || document.activeElement.name || document.activeElement.innerText.split("\n")[0]`))
+		r.Do(chromedp.KeyEvent(kb.Tab))
+		reached = append(reached, webtest.Eval[string](r.Tab, `document.activeElement.id || document.activeElement.name || document.activeElement.innerText.split("\n")[0]`))
 	}
 	next := 0
 	for _, want := range []string{"Skip to who has the most", "pause", "fleet-order", "fleet-filter", "fw-opo", "fw-lis", "fw-far", "metric", "window", "firewall", "prefix", "limit", "hide", "at",
@@ -456,20 +459,20 @@ func TestKeyboard(t *testing.T) {
 		next += i + 1
 	}
 	// Enter opens a story, which has the focus, keeps it, and gives it back.
-	eval[bool](r, `{document.querySelector("#by-src button").focus(); true}`)
-	r.do(chromedp.KeyEvent(kb.Enter))
-	r.says("#story-body", "4,100")
-	r.until(`document.getElementById("story").contains(document.activeElement)`)
+	webtest.Eval[bool](r.Tab, `{document.querySelector("#by-src button").focus(); true}`)
+	r.Do(chromedp.KeyEvent(kb.Enter))
+	r.Says("#story-body", "4,100")
+	r.Until(`document.getElementById("story").contains(document.activeElement)`)
 	for range 6 {
-		r.do(chromedp.KeyEvent(kb.Tab))
-		if !eval[bool](r, `document.getElementById("story").contains(document.activeElement) || document.activeElement === document.body`) {
+		r.Do(chromedp.KeyEvent(kb.Tab))
+		if !webtest.Eval[bool](r.Tab, `document.getElementById("story").contains(document.activeElement) || document.activeElement === document.body`) {
 			t.Error("the focus left the story")
 		}
 	}
-	r.do(chromedp.KeyEvent(kb.Escape))
-	r.until(`document.activeElement === document.querySelector("#by-src button")`)
+	r.Do(chromedp.KeyEvent(kb.Escape))
+	r.Until(`document.activeElement === document.querySelector("#by-src button")`)
 	// Each control has a name for who cannot see it.
-	if unnamed := eval[[]string](r, `[...document.querySelectorAll("button, select, input")].filter((e) => !(e.innerText.trim() || e.labels?.[0]?.innerText.trim() || e.getAttribute("aria-label") || e.closest("[hidden], dialog:not([open])"))).map((e) => e.outerHTML)`); len(unnamed) > 0 {
+	if unnamed := webtest.Eval[[]string](r.Tab, `[...document.querySelectorAll("button, select, input")].filter((e) => !(e.innerText.trim() || e.labels?.[0]?.innerText.trim() || e.getAttribute("aria-label") || e.closest("[hidden], dialog:not([open])"))).map((e) => e.outerHTML)`); len(unnamed) > 0 {
 		t.Errorf("controls without a name: %q", unnamed)
 	}
 }
@@ -496,16 +499,16 @@ func TestContrast(t *testing.T) {
 	t.Parallel()
 	r := full(t)
 	for _, scheme := range []string{"light", "dark"} {
-		r.media("prefers-color-scheme", scheme)
-		r.open("")
-		r.says("#by-src", attacker)
-		r.says("#alert-rows", "resolved")
-		if bad := eval[[]string](r, contrast); len(bad) > 0 {
+		r.Media("prefers-color-scheme", scheme)
+		r.Open("")
+		r.Says("#by-src", attacker)
+		r.Says("#alert-rows", "resolved")
+		if bad := webtest.Eval[[]string](r.Tab, contrast); len(bad) > 0 {
 			t.Errorf("%s: %s", scheme, strings.Join(bad, "\n"))
 		}
-		r.open("#/address/198.51.100.7")
-		r.says("#story-body", "4,100")
-		if bad := eval[[]string](r, contrast); len(bad) > 0 {
+		r.Open("#/address/198.51.100.7")
+		r.Says("#story-body", "4,100")
+		if bad := webtest.Eval[[]string](r.Tab, contrast); len(bad) > 0 {
 			t.Errorf("%s, story: %s", scheme, strings.Join(bad, "\n"))
 		}
 	}
@@ -517,21 +520,21 @@ func TestPhone(t *testing.T) {
 	s := office()
 	s.top[events.BySrc].Rows[1].Key = "2001:db8:1234:5678:9abc:def0:1234:5678"
 	r := newRig(t, s)
-	r.size(360, 740)
-	r.open("")
-	r.says("#by-src", "2001:db8:1234")
-	r.says("#alert-rows", "resolved")
+	r.Size(360, 740)
+	r.Open("")
+	r.Says("#by-src", "2001:db8:1234")
+	r.Says("#alert-rows", "resolved")
 	wide := `[...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("pre, .skip") && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "#" + e.id + "." + e.className)`
-	if over := eval[[]string](r, wide); len(over) > 0 {
+	if over := webtest.Eval[[]string](r.Tab, wide); len(over) > 0 {
 		t.Errorf("beyond the right edge: %q", over)
 	}
-	r.picture("phone")
-	r.open("#/address/198.51.100.7")
-	r.says("#story-body", "4,100")
-	if over := eval[[]string](r, wide); len(over) > 0 {
+	r.Picture("phone")
+	r.Open("#/address/198.51.100.7")
+	r.Says("#story-body", "4,100")
+	if over := webtest.Eval[[]string](r.Tab, wide); len(over) > 0 {
 		t.Errorf("story, beyond the right edge: %q", over)
 	}
-	r.picture("phone-address")
+	r.Picture("phone-address")
 }
 
 // TestReducedMotion: who does not want things to move sees none move.
@@ -539,11 +542,11 @@ func TestReducedMotion(t *testing.T) {
 	t.Parallel()
 	r := full(t)
 	moves := `[...document.querySelectorAll("body *")].some((e) => { const s = getComputedStyle(e); return parseFloat(s.transitionDuration) > 0 || parseFloat(s.animationDuration) > 0; })`
-	if !eval[bool](r, moves) {
+	if !webtest.Eval[bool](r.Tab, moves) {
 		t.Error("nothing ever moves: this test shows nothing")
 	}
-	r.media("prefers-reduced-motion", "reduce")
-	if eval[bool](r, moves) {
+	r.Media("prefers-reduced-motion", "reduce")
+	if webtest.Eval[bool](r.Tab, moves) {
 		t.Error("something moves")
 	}
 }
@@ -553,23 +556,23 @@ func TestReducedMotion(t *testing.T) {
 func TestManyFirewalls(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, many(200))
-	r.size(1400, 900)
-	r.open("")
-	r.says("#tiles li:first-child", "fw-199")
-	r.says("#tiles li:first-child", "95 %")
-	if n := eval[int](r, `document.querySelectorAll("#tiles li").length`); n != 24 {
+	r.Size(1400, 900)
+	r.Open("")
+	r.Says("#tiles li:first-child", "fw-199")
+	r.Says("#tiles li:first-child", "95 %")
+	if n := webtest.Eval[int](r.Tab, `document.querySelectorAll("#tiles li").length`); n != 24 {
 		t.Errorf("%d tiles", n)
 	}
-	r.picture("many")
-	r.says("#tiles-more", "Show all 200")
-	r.click("#tiles-more")
-	r.until(`document.querySelectorAll("#tiles li").length === 200`)
-	r.picture("all")
+	r.Picture("many")
+	r.Says("#tiles-more", "Show all 200")
+	r.Click("#tiles-more")
+	r.Until(`document.querySelectorAll("#tiles li").length === 200`)
+	r.Picture("all")
 	// A tick changes what it says, and makes no tile anew.
-	eval[bool](r, `{window.all = [...document.querySelectorAll("#tiles li")]; true}`)
+	webtest.Eval[bool](r.Tab, `{window.all = [...document.querySelectorAll("#tiles li")]; true}`)
 	r.src.change(func(s *source) { s.firewalls[7].NewPerS = 4321 })
-	r.says("#tiles", "4.32K new/s")
-	if made := eval[int](r, `all.filter((e) => !e.isConnected).length`); made != 0 {
+	r.Says("#tiles", "4.32K new/s")
+	if made := webtest.Eval[int](r.Tab, `all.filter((e) => !e.isConnected).length`); made != 0 {
 		t.Errorf("%d tiles were made anew", made)
 	}
 }
@@ -582,16 +585,16 @@ func TestRealms(t *testing.T) {
 		s.firewalls[i].Realm = realm
 	}
 	r := newRig(t, s)
-	r.open("")
+	r.Open("")
 	r.asks("the first realm, since no firewall is in the default one", func(q *events.TopQuery) bool { return q.Realm == "branch-a" })
-	r.set("#realm", "branch-b")
+	r.Set("#realm", "branch-b")
 	r.asks("the other", func(q *events.TopQuery) bool { return q.Realm == "branch-b" })
-	r.set("select[name=firewall]", "fw-far")
+	r.Set("select[name=firewall]", "fw-far")
 	r.asks("a firewall, of whatever realm", func(q *events.TopQuery) bool { return q.Firewall == "fw-far" && q.Realm == "" })
-	r.until(`document.querySelector("#by-src button")`)
-	r.expectFailures() // it is known in another
-	r.click("#by-src button")
-	r.until(`location.hash === "#/address/198.51.100.7?realm=branch-a"`)
+	r.Until(`document.querySelector("#by-src button")`)
+	r.ExpectFailures() // it is known in another
+	r.Click("#by-src button")
+	r.Until(`location.hash === "#/address/198.51.100.7?realm=branch-a"`)
 }
 
 // TestFiles: each file is what it says, may be kept, and is asked for again.

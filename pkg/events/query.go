@@ -149,8 +149,8 @@ type FirewallStatus struct {
 	Events      uint64  `msgpack:"events" json:"events"` // counted here
 	EventsPerS  float64 `msgpack:"events_per_s" json:"events_per_s"`
 	NewPerS     float64 `msgpack:"new_per_s" json:"new_per_s"` // of these, new flows
-	Lost        uint64  `msgpack:"lost" json:"lost"`       // as its producer knows
-	Missing     uint64  `msgpack:"missing" json:"missing"` // sent, by its own count, but never arrived here
+	Lost        uint64  `msgpack:"lost" json:"lost"`           // as its producer knows
+	Missing     uint64  `msgpack:"missing" json:"missing"`     // sent, by its own count, but never arrived here
 	Duplicates  uint64  `msgpack:"duplicates" json:"duplicates"`
 	Refused     uint64  `msgpack:"refused" json:"refused"` // messages that could not be read
 	ActiveKnown bool    `msgpack:"active_known" json:"active_known"`

@@ -87,9 +87,9 @@ function update(tr, a, now) {
   text(p.what, a.text);
   // A bar from when it began to when it ended; what began earlier begins at the edge.
   const x = (t) => 100 * Math.min(1, Math.max(0, 1 - (now - t) / hour));
-  const from = x(a.started), to = firing ? 100 : x(a.updated);
-  attr(p.bar, "x", from.toFixed(2));
-  attr(p.bar, "width", Math.max(0.8, to - from).toFixed(2));
+  const to = firing ? 100 : x(a.updated), width = Math.max(0.8, to - x(a.started));
+  attr(p.bar, "x", Math.max(0, to - width).toFixed(2));
+  attr(p.bar, "width", width.toFixed(2));
   const lasted = span(Math.max(0, (firing ? now : a.updated) - a.started) / 1000);
   text(p.times, firing ? `since ${time(a.started)}, ${lasted}` : `${time(a.started)} to ${time(a.updated)}, ${lasted}`);
 }

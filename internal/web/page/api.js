@@ -31,7 +31,8 @@ async function ask(path, options = {}) {
   try {
     detail = (await answer.json()).detail ?? detail;
   } catch { /* a proxy's own words */ }
-  if (answer.status === 401) wanted(token ? "This is not the token." : "");
+  // An answer to a question with another token, that was given meanwhile, says nothing.
+  if (answer.status === 401 && token === sessionStorage.getItem(tokenKey)) wanted(token ? "This is not the token." : "");
   throw new Problem(answer.status, detail);
 }
 

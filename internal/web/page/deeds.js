@@ -64,7 +64,7 @@ function received(r) {
   else if (r.verb === "block" && r.blocked_until !== undefined) what += r.blocked_until === 0 ? ", blocked" : `, blocked until ${date(r.blocked_until)}`;
   else if (r.verb === "unblock") what = `${r.firewall}: ${whose} ${r.unblocked ? "unblocked" : "was not unblocked"}`;
   const bad = r.error || refused.length > 0;
-  const why = [refused.map((f) => `refused: ${f.reason}${f.count ? ` (${number(f.count)})` : ""}`).join(", "), r.error, r.who ? `by ${r.who}` : `by ${r.actor}`, r.reason].filter(Boolean).join(" · ");
+  const why = [refused.map((f) => `refused: ${f.reason}${f.count ? ` (${number(f.count)})` : ""}`).join(", "), r.error, `by ${r.who ?? r.actor}${r.rule ? ` for ${r.rule}` : ""}`, r.rule ? "" : r.reason].filter(Boolean).join(" · ");
   return {word: r.residual !== null ? "residual" : r.verb, kind: bad ? "bad" : "ok", flags, what, why};
 }
 

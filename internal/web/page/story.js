@@ -19,7 +19,7 @@ export class Story {
     this.what = null; // {kind: "address" | "firewall", name, realm}
     this.turn = 0;
     $("story-close").addEventListener("click", () => this.dialog.close());
-    this.dialog.addEventListener("close", close);
+    this.dialog.addEventListener("close", () => { if (!this.dialog.open) close(); }); // the event comes late: another may be open
     this.dialog.addEventListener("click", (e) => { if (e.target === this.dialog) this.dialog.close(); }); // beside it
     const step = async () => {
       if (this.what && !this.paused && !document.hidden) await this.tell();
