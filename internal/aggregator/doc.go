@@ -13,6 +13,7 @@
 //	view.go         the answers to questions, for the bus and for HTTP
 //	address.go      all that is known of one address
 //	recent.go       alerts and audit of late, as the streams keep them
+//	events.go       events of flows of late, likewise
 //	watch.go        alerts and audit as they come
 //	past.go         each minute into the history, alerts and audit too; answers from it
 //	upkeep.go       resyncs where active is not known

@@ -216,6 +216,7 @@ func TestOpenAPI(t *testing.T) {
 		"/api/v1/alerts":         {"", "?state=firing", "?state=past&since=1h"},
 		"/api/v1/addresses/{ip}": {"198.18.0.7", "203.0.113.4", "2001:db8::7?realm=lisbon"},
 		"/api/v1/audit":          {"", "?since=1h&address=198.18.0.7", "?firewall=fw-a&limit=1"},
+		"/api/v1/events":         {"", "?ip=198.18.0.7&from-ip=198.18.0.0/15,2001:db8::/32&to-ip=203.0.113.4&protocol=tcp&port=443&type=new,destroy&firewall=fw-a&since=5m&limit=3", "?not=true&type=new"},
 		"/api/v1/openapi.yaml":   {""},
 	}
 	for path, requests := range good {
@@ -288,6 +289,11 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.ask("/api/v1/audit", "/api/v1/audit", http.StatusServiceUnavailable)
+
+	if err := a.conn.JS.DeleteStream(t.Context(), "CT_EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	d.ask("/api/v1/events", "/api/v1/events", http.StatusServiceUnavailable)
 
 	for path := range d.at("paths") {
 		for status := range d.at("paths", path, "get", "responses") {
