@@ -10,7 +10,8 @@ import (
 )
 
 type rulesCmd struct {
-	Check rulesCheckCmd `cmd:"" help:"Read a rules file strictly and say what is wrong, with line and nearest valid word."`
+	Check   rulesCheckCmd   `cmd:"" help:"Read a rules file strictly and say what is wrong, with line and nearest valid word."`
+	Explain rulesExplainCmd `cmd:"" help:"Why an alert fired: what was counted, when it came and through whom, and what was done about it."`
 }
 
 type rulesCheckCmd struct {

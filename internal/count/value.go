@@ -96,6 +96,42 @@ func (c *Counter) Value(set Set, scope Scope, place Place, key netip.Prefix, win
 	return value, known
 }
 
+// NumSlots is in how many slots a window is cut.
+const NumSlots = window.NumSlots
+
+// Slots are the parts of [Counter.Value] that fell into each slot of the window, oldest
+// first, and when the newest slot ends (ns of the stream's clock): of FleetMax, of the
+// firewall that has most. nil for Active, which has no window, and for what is not kept.
+func (c *Counter) Slots(set Set, scope Scope, place Place, key netip.Prefix, w time.Duration) (slots []uint64, end int64) {
+	sel, ok := c.find(set, w)
+	r := c.realms[place.Realm]
+	if !ok || r == nil || set.Metric == Active {
+		return nil, 0
+	}
+	k, ok := keyFrom(key, &set, r.tag)
+	if !ok {
+		return nil, 0
+	}
+	firewall := place.Firewall
+	if scope == FleetMax && firewall == "" {
+		var most uint64
+		for name, n := range c.shares(sel, set.Metric, k, w) {
+			if n > most || n == most && name < firewall {
+				firewall, most = name, n
+			}
+		}
+	}
+	at, series := sel.table.At(w, c.now), set.Metric.series()
+	var parts [NumSlots]uint64
+	if firewall == "" {
+		parts = sel.table.Slots(k, series, at)
+	} else if s := r.sites[firewall]; s != nil {
+		parts = sel.table.MemberSlots(k, s.member, series, at)
+	}
+	slot := int64(w) / NumSlots
+	return parts[:], c.now - c.now%slot + slot
+}
+
 // Shares is what each firewall contributes to key in the realm; firewalls
 // without any are left out.
 func (c *Counter) Shares(set Set, realm string, key netip.Prefix, window time.Duration) map[string]uint64 {

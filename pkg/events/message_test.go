@@ -34,7 +34,8 @@ func messages() []events.Message {
 		Key: "203.0.113.7", Track: "by_src", Metric: events.MetricNew, Value: 4001, Count: 3500, Seconds: 10, Peak: 4001,
 		Started: 1_700_000_000_000, Updated: 1_700_000_000_100, Firewalls: map[string]float64{"fw-a": 2001, "fw-b": 2000},
 		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}}, SampleSize: 12,
-		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Simulated: true,
+		Slots: []uint64{0, 1, 4000}, SlotMS: 500, SlotsEnd: 1_700_000_000_500,
+		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Approximate: true, Simulated: true,
 		Text: "203.0.113.7 opened 4001 flows in 10 s on 2 firewalls, 3500 are allowed",
 	}
 	return []events.Message{
@@ -287,6 +288,11 @@ func TestValidate(t *testing.T) {
 		{"Alert", func(m events.Message) { m.(*events.Alert).Firewalls["x y"] = 1 }, "firewall name"},
 		{"Alert", func(m events.Message) { m.(*events.Alert).Firewalls["fw-a"] = math.Inf(1) }, "firewalls: +Inf"},
 		{"Alert", func(m events.Message) { m.(*events.Alert).Peak = math.Inf(-1) }, "value: -Inf"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).Slots = make([]uint64, 101) }, "slots: 101, at most 100"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).SlotMS = 0 }, "slots: of 0 ms"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).SlotMS = 3_600_001 }, "slots: of 3600001 ms"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).SlotsEnd = -1 }, "until -1"},
+		{"Alert", func(m events.Message) { m.(*events.Alert).SlotsEnd = 1 << 62 }, "there is no such time"},
 		{"Alert", func(m events.Message) { m.(*events.Alert).Unreplied = new(math.NaN()) }, "unreplied: NaN"},
 		{"Command", func(m events.Message) { m.(*events.Command).Verb = "rm" }, `verb: "rm" is none of`},
 		{"Command", func(m events.Message) { m.(*events.Command).ID = "" }, "id: is empty"},
