@@ -39,7 +39,7 @@ func TestExplain(t *testing.T) {
 		Track: "by_src", Metric: events.MetricNew, Value: 4000, Count: 3500, Seconds: 10, Peak: 4000, Started: start, Updated: start,
 		Slots: []uint64{19: 2750, 18: 1200, 17: 0, 16: 50}, SlotMS: 500, SlotsEnd: start + 500,
 		Firewalls: map[string]float64{"fw-a": 1500, "fw-b": 2500}, Peers: []events.Share{{Value: "203.0.113.4", Count: 9}}, Ports: []events.Share{{Value: "tcp/443", Count: 9}},
-		SampleSize: 9, Unreplied: new(0.25), Lossy: true, Stale: true, Approximate: true, Allowlisted: true,
+		SampleSize: 9, Unreplied: new(0.25), Lossy: true, Stale: true, Approximate: true, Allowlisted: true, Muted: true,
 		Text: "new-flows: 198.18.0.7 opened 4000 flows within 10 s in the fleet, threshold 3500, through 2 firewalls",
 	}
 	before := first

@@ -63,10 +63,11 @@ type Aggregator struct {
 	outbox *bus.Outbox    // alerts on their way
 	past   *history.Store // nil: no history is kept
 	allow  *bus.Allowlist
-	ledger *bus.Mirror // of CT_GUARD: whether the circuit is open
+	orders *bus.Mirror // of CT_GUARD: whether the circuit is open, who is muted or dismissed
 
 	intake chan message
 	begun  chan struct{} // closed when the streams are there and nothing was judged yet
+	purges chan string   // firewalls that were dismissed
 	reads  chan struct{} // one for each who reads the streams to answer a question
 
 	throttle daemon.Throttle
@@ -82,6 +83,7 @@ type Aggregator struct {
 	behind  time.Duration // how long after the server stamped it the last one was counted
 	clock   bus.Clock     // the server's
 	circuit events.Circuit
+	said    said // of firewalls, by operators
 	pacer   pacer
 
 	ready   atomic.Bool
@@ -100,7 +102,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), begun: make(chan struct{}), reads: make(chan struct{}, readsAtOnce),
+		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
@@ -120,7 +122,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		return nil, errors.Join(err, a.closePast())
 	}
 	a.allow = a.conn.NewAllowlist(everybody, a.refuse)
-	a.ledger = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: a.takeLedger})
+	a.orders = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: a.takeOrder})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
@@ -179,7 +181,8 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
 	g.Go(func() error { return a.allow.Run(ctx) })
-	g.Go(func() error { return a.ledger.Run(ctx) })
+	g.Go(func() error { return a.orders.Run(ctx) })
+	g.Go(func() error { return a.purgeLoop(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
 	if a.past != nil {
@@ -283,6 +286,7 @@ func (a *Aggregator) work(ctx context.Context) error {
 // goLive ends the replay: from now on counts are judged and alerts published.
 func (a *Aggregator) goLive() {
 	a.live, a.heard = true, time.Now()
+	a.leaveOut()
 	a.ready.Store(true)
 	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
 	// The last message may be long past: the present is the server's.

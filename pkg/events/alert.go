@@ -60,6 +60,7 @@ type Alert struct {
 	Stale       bool `msgpack:"stale,omitempty" json:"stale,omitempty"` // a firewall in scope is silent
 	// Approximate: of a firewall that has a share of the value, active is not exact.
 	Approximate bool   `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
+	Muted       bool   `msgpack:"muted,omitempty" json:"muted,omitempty"` // nobody was told: its firewall was muted when this was written
 	Simulated   bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
 	Text        string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
 }

@@ -35,7 +35,7 @@ func messages() []events.Message {
 		Started: 1_700_000_000_000, Updated: 1_700_000_000_100, Firewalls: map[string]float64{"fw-a": 2001, "fw-b": 2000},
 		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}}, SampleSize: 12,
 		Slots: []uint64{0, 1, 4000}, SlotMS: 500, SlotsEnd: 1_700_000_000_500,
-		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Approximate: true, Simulated: true,
+		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Approximate: true, Muted: true, Simulated: true,
 		Text: "203.0.113.7 opened 4001 flows in 10 s on 2 firewalls, 3500 are allowed",
 	}
 	return []events.Message{
@@ -61,6 +61,8 @@ func messages() []events.Message {
 		&events.Outcome{ID: "d1", Outcome: events.OutcomeCommanded, Who: "alice", Time: 8},
 		&events.Ledger{Acts: []events.Acted{{Realm: "default", Address: alert.Key, Alert: alert.ID, Updated: 1, At: 2, Until: 3, Simulated: true}}, Circuit: events.Circuit{Open: true, Since: 4, Why: "spent", Who: "alice"}},
 		&events.CircuitOrder{Open: true, Reason: "wrong rule", Time: 9},
+		&events.Mute{Firewall: "fw-a", Until: 1_700_000_060_000, Reason: "new disk", Time: 1_700_000_000_000},
+		&events.Dismissal{Firewall: "fw-a", Boot: health.Boot, Sent: 1 << 50, Reason: "sold", Time: 1_700_000_000_000},
 		&events.Pace{LingerMS: 100, Fleet: 1000},
 		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50, At: 1_795_615_500_000, Prefix: "203.0.113.0/24", Allowlisted: events.AllowlistedHide},
 		&events.TopReply{
@@ -70,7 +72,7 @@ func messages() []events.Message {
 		&events.FirewallsQuery{},
 		&events.FirewallsReply{Firewalls: []events.FirewallStatus{{
 			Health: health, State: events.StateStale, AgeMS: 3500, Events: 1, EventsPerS: 0.5, Lost: 2, Missing: 3, Duplicates: 4, Refused: 5,
-			ActiveKnown: true, Active: 6, Approximate: true, Boots: 7, Rivals: true,
+			ActiveKnown: true, Active: 6, Approximate: true, Boots: 7, Rivals: true, MutedUntil: 8,
 		}}},
 		&events.AlertsQuery{State: events.AlertsPast, Since: 1_795_615_500_000},
 		&events.AlertsReply{Alerts: []events.Alert{alert}, More: true},
@@ -311,6 +313,13 @@ func TestValidate(t *testing.T) {
 		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).At = -1 }, "at: -1"},
 		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).Prefix = "203.0.113.7/24" }, "prefix: "},
 		{"TopQuery", func(m events.Message) { m.(*events.TopQuery).Allowlisted = "show" }, "allowlisted: "},
+		{"Mute", func(m events.Message) { m.(*events.Mute).Firewall = "fleet" }, "reserved"},
+		{"Mute", func(m events.Message) { m.(*events.Mute).Until = -1 }, "until: -1"},
+		{"Mute", func(m events.Message) { m.(*events.Mute).Until += 31 * 24 * 3_600_000 }, "is more than 720h0m0s after"},
+		{"Mute", func(m events.Message) { m.(*events.Mute).Time = 1 << 62 }, "is no time"},
+		{"Mute", func(m events.Message) { m.(*events.Mute).Reason = escape }, "reason: control characters"},
+		{"Dismissal", func(m events.Message) { m.(*events.Dismissal).Firewall = "a b" }, "firewall name"},
+		{"Dismissal", func(m events.Message) { m.(*events.Dismissal).Boot = escape }, "boot: control characters"},
 		{"AlertsQuery", func(m events.Message) { m.(*events.AlertsQuery).State = "over" }, "state: "},
 		{"AlertsQuery", func(m events.Message) { m.(*events.AlertsQuery).Since = -1 }, "since: -1"},
 		{"AddressQuery", func(m events.Message) { m.(*events.AddressQuery).Address = "203.0.113.0/24" }, "address: "},
