@@ -27,6 +27,8 @@ type Options struct {
 	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
 	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
 
+	MetricsTop int `placeholder:"N" help:"Export the N largest sources and destinations of all firewalls as metrics, at most 100. A label then holds an address: each that was among them once is a series of Prometheus for as long as it keeps any (none)."`
+
 	History      string        `type:"path" placeholder:"FILE" help:"Keep a history in this file, a database of SQLite on a local disk: each minute's largest sources and destinations, the fill of each table, alerts and audit."`
 	HistoryAge   time.Duration `default:"168h" placeholder:"DURATION" help:"How long it is kept (${default})."`
 	HistoryBytes int64         `default:"1073741824" help:"How large its file may become: then the oldest goes (${default})."`
@@ -96,6 +98,9 @@ type Aggregator struct {
 func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if opt.MaxKeys < 1 {
 		return nil, fmt.Errorf("--max-keys: must be at least 1, is %d", opt.MaxKeys)
+	}
+	if opt.MetricsTop < 0 || opt.MetricsTop > maxMetricsTop {
+		return nil, fmt.Errorf("--metrics-top: %d is not within 0 to %d", opt.MetricsTop, maxMetricsTop)
 	}
 	if deps.Limits == (bus.Limits{}) {
 		deps.Limits = bus.DefaultLimits

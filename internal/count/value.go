@@ -187,15 +187,45 @@ func (c *Counter) TopOf(set Set, place Place, w time.Duration, limit int, want f
 	if want != nil {
 		filter.Want = func(k window.Key) bool { return want(prefixOf(k, &set)) }
 	}
-	var top []window.Entry
-	if set.Metric == Active {
-		top = sel.table.TopGauge(filter, limit)
-	} else {
-		top = sel.table.Top(set.Metric.series(), sel.table.At(w, c.now), filter, limit)
-	}
+	top := sel.top(set.Metric, w, c.now, filter, limit)
 	out := make([]Entry, len(top))
 	for i, e := range top {
 		out[i] = Entry{prefixOf(e.Key, &set), e.Count}
+	}
+	return out
+}
+
+// top returns the largest entries of a table.
+func (s *selector) top(m Metric, w time.Duration, now int64, filter window.Filter, limit int) []window.Entry {
+	if m == Active {
+		return s.table.TopGauge(filter, limit)
+	}
+	return s.table.Top(m.series(), s.table.At(w, now), filter, limit)
+}
+
+// RealmEntry is one row of TopOfAll.
+type RealmEntry struct {
+	Realm string
+	Entry
+}
+
+// TopOfAll returns the largest keys of all realms, each realm's sum over its
+// firewalls, largest first, in one pass; nil for a set or a window that is not kept.
+func (c *Counter) TopOfAll(set Set, w time.Duration, limit int) []RealmEntry {
+	sel, ok := c.find(set, w)
+	if !ok {
+		return nil
+	}
+	realmOf := func(tag uint16) *realm {
+		if n := int(tag >> 1); n < len(c.realmTags) {
+			return c.realmTags[n]
+		}
+		return nil
+	}
+	filter := window.Filter{Keep: func(tag uint16) bool { return realmOf(tag) != nil }}
+	var out []RealmEntry
+	for _, e := range sel.top(set.Metric, w, c.now, filter, limit) {
+		out = append(out, RealmEntry{realmOf(e.Key.Tag).name, Entry{prefixOf(e.Key, &set), e.Count}})
 	}
 	return out
 }
