@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -156,21 +157,24 @@ func whyItFires(a *events.Alert) string {
 	var s string
 	switch a.Metric {
 	case events.MetricNew:
-		s = fmt.Sprintf("%v or more new flows %s %s%s", a.Count, direction, who, within)
+		s = fmt.Sprintf("%s or more new flows %s %s%s", number(a.Count), direction, who, within)
 	case events.MetricActive:
-		s = fmt.Sprintf("%v or more flows at a time %s %s", a.Count, direction, who)
+		s = fmt.Sprintf("%s or more flows at a time %s %s", number(a.Count), direction, who)
 	case events.MetricUnreplied:
-		s = fmt.Sprintf("%v or more flows %s %s that ended unanswered%s", a.Count, direction, who, within)
+		s = fmt.Sprintf("%s or more flows %s %s that ended unanswered%s", number(a.Count), direction, who, within)
 	case rule.TablePercent:
-		s = fmt.Sprintf("a table is %v %% full or more", a.Count)
+		s = fmt.Sprintf("a table is %s %% full or more", number(a.Count))
 	default:
-		s = fmt.Sprintf("%s is %v or more", a.Metric, a.Count)
+		s = fmt.Sprintf("%s is %s or more", a.Metric, number(a.Count))
 	}
 	if a.Scope == events.RealmScope(a.Realm) {
 		return s + ", over the firewalls of realm " + a.Realm
 	}
 	return s + ", on " + a.Scope + " alone"
 }
+
+// number writes all digits of a number.
+func number(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 
 // barWidth is the longest bar.
 const barWidth = 40
@@ -196,12 +200,12 @@ func (x *explained) print(w io.Writer, format string) error {
 	} else if last.Updated != a.Updated {
 		t.add("reported again", clock(last.Updated))
 	}
-	t.add("counted", fmt.Sprintf("%v, threshold %v; %v at its peak, %v when last reported", a.Value, a.Count, last.Peak, last.Value))
+	t.add("counted", fmt.Sprintf("%s, threshold %s; %s at its peak, %s when last reported", number(a.Value), number(a.Count), number(last.Peak), number(last.Value)))
 	x.printSlots(t, format)
 	for _, name := range slices.SortedFunc(maps.Keys(a.Firewalls), func(p, q string) int {
 		return cmp.Or(cmp.Compare(a.Firewalls[q], a.Firewalls[p]), cmp.Compare(p, q))
 	}) {
-		t.add("firewall "+name, fmt.Sprint(a.Firewalls[name]))
+		t.add("firewall "+name, number(a.Firewalls[name]))
 	}
 	for _, p := range a.Peers {
 		t.add("peer (sample)", fmt.Sprintf("%s × %d", p.Value, p.Count))

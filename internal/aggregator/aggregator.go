@@ -22,10 +22,15 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Options are what an operator sets; the flags of cmd/aggregator.
-type Options struct {
+// Judging are the flags of who counts and judges, be it a recording.
+type Judging struct {
 	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
 	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
+}
+
+// Options are what an operator sets; the flags of cmd/aggregator.
+type Options struct {
+	Judging
 
 	MetricsTop int `placeholder:"N" help:"Export the N largest sources and destinations of all firewalls as metrics, at most 100. A label then holds an address: each that was among them once is a series of Prometheus for as long as it keeps any (none)."`
 
@@ -35,7 +40,7 @@ type Options struct {
 }
 
 // Load reads the rules file, if there is one.
-func (o *Options) Load() (rule.File, error) {
+func (o *Judging) Load() (rule.File, error) {
 	f := rule.NewFile()
 	if o.Rules == "" {
 		return f, nil

@@ -157,6 +157,7 @@ func (t *target) put(a *events.Alert) bool {
 		}
 	}
 	if len(t.changed) >= 2*MaxWaiting {
+		delete(t.heard, a.ID) // or it would be remembered for ever
 		return false
 	}
 	t.changed[a.ID] = *a
