@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -28,12 +29,26 @@ func (c *alertsListCmd) Run(ctx context.Context) error {
 	if c.Output == "json" {
 		return printJSON(os.Stdout, r)
 	}
-	t := newTable(os.Stdout, c.Output, "ID", "SEVERITY", "RULE", "SCOPE", "KEY", "VALUE", "PEAK", "SINCE")
+	t := newTable(os.Stdout, c.Output, "ID", "SEVERITY", "RULE", "SCOPE", "KEY", "VALUE", "PEAK", "SINCE", "NOTE")
 	for i := range r.Alerts {
 		a := &r.Alerts[i]
-		t.add(a.ID, a.Severity, a.Rule, a.Scope, a.Key, a.Value, a.Peak, time.UnixMilli(a.Started).Format(time.TimeOnly))
+		t.add(a.ID, a.Severity, a.Rule, a.Scope, a.Key, a.Value, a.Peak, time.UnixMilli(a.Started).Format(time.TimeOnly), alertNote(a))
 	}
 	return t.flush()
+}
+
+// alertNote is what is special about an alert.
+func alertNote(a *events.Alert) string {
+	var words []string
+	for _, flag := range []struct {
+		is   bool
+		word string
+	}{{a.Allowlisted, "allowlisted"}, {a.Muted, "muted"}} {
+		if flag.is {
+			words = append(words, flag.word)
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 type alertsInspectCmd struct {
@@ -71,7 +86,7 @@ func (c *alertsInspectCmd) Run(ctx context.Context) error {
 		if a.Unreplied != nil {
 			t.add("unreplied", fmt.Sprintf("%.0f%% of the flows that ended", 100**a.Unreplied))
 		}
-		t.add("flags", fmt.Sprintf("lossy %t, stale %t, allowlisted %t", a.Lossy, a.Stale, a.Allowlisted))
+		t.add("flags", fmt.Sprintf("lossy %t, stale %t, approximate %t, allowlisted %t, muted %t", a.Lossy, a.Stale, a.Approximate, a.Allowlisted, a.Muted))
 		return t.flush()
 	}
 	return fmt.Errorf("no alert %q is firing: ctfleet alerts list shows those that are", c.ID)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -26,41 +27,18 @@ func (*decodeCmd) Run(ctx context.Context) error {
 
 // decodedBatch is a batch for people.
 type decodedBatch struct {
-	Firewall string         `json:"firewall"`
-	Realm    string         `json:"realm"`
-	Boot     string         `json:"boot"`
-	Seq      uint64         `json:"seq"`
-	Epoch    uint32         `json:"epoch"`
-	Phase    events.Phase   `json:"phase"`
-	Sent     int64          `json:"sent"`
-	Clean    bool           `json:"clean"`
-	Total    uint64         `json:"total"`
-	Lost     uint64         `json:"lost"`
-	After    uint64         `json:"after"`
-	Events   []decodedEvent `json:"events"`
-}
-
-type decodedEvent struct {
-	Type     string           `json:"type"`
-	Flags    events.Flags     `json:"flags,omitempty"`
-	Time     int64            `json:"time"`
-	Proto    uint8            `json:"proto"`
-	Src      string           `json:"src"`
-	Dst      string           `json:"dst"`
-	SrcPort  uint16           `json:"sport"`
-	DstPort  uint16           `json:"dport"`
-	ID       uint32           `json:"id"`
-	Status   uint16           `json:"status"`
-	Zone     uint16           `json:"zone,omitempty"`
-	Reply    *decodedReply    `json:"reply,omitempty"`
-	Counters *events.Counters `json:"counters,omitempty"`
-}
-
-type decodedReply struct {
-	Src     string `json:"src"`
-	Dst     string `json:"dst"`
-	SrcPort uint16 `json:"sport"`
-	DstPort uint16 `json:"dport"`
+	Firewall string           `json:"firewall"`
+	Realm    string           `json:"realm"`
+	Boot     string           `json:"boot"`
+	Seq      uint64           `json:"seq"`
+	Epoch    uint32           `json:"epoch"`
+	Phase    events.Phase     `json:"phase"`
+	Sent     int64            `json:"sent"`
+	Clean    bool             `json:"clean"`
+	Total    uint64           `json:"total"`
+	Lost     uint64           `json:"lost"`
+	After    uint64           `json:"after"`
+	Events   []observe.Fields `json:"events"`
 }
 
 // decode reads any message of the bus: a batch, or a map.
@@ -101,23 +79,10 @@ func looksLikeBatch(m map[string]any) bool {
 
 func readable(b *events.Batch) *decodedBatch {
 	out := &decodedBatch{Firewall: b.Firewall, Realm: b.Realm, Boot: b.Boot.String(), Seq: b.Seq, Epoch: b.Epoch, Phase: b.Phase,
-		Sent: b.Sent, Clean: b.Clean, Total: b.Total, Lost: b.Lost, After: b.After, Events: []decodedEvent{}}
+		Sent: b.Sent, Clean: b.Clean, Total: b.Total, Lost: b.Lost, After: b.After, Events: []observe.Fields{}}
 	var e events.Event
 	for r := b.Events(); r.Next(&e); {
-		out.Events = append(out.Events, decodedOf(&e))
+		out.Events = append(out.Events, observe.FieldsOf(&e))
 	}
 	return out
-}
-
-func decodedOf(e *events.Event) decodedEvent {
-	d := decodedEvent{Type: e.Type.String(), Flags: e.Flags, Time: e.Time, Proto: e.Proto, Src: e.Src().String(), Dst: e.Dst().String(),
-		SrcPort: e.Orig.SrcPort, DstPort: e.Orig.DstPort, ID: e.ID, Status: e.Status, Zone: e.Zone}
-	if e.NAT {
-		d.Reply = &decodedReply{e.Reply.Src.Netip(e.IPv6).String(), e.Reply.Dst.Netip(e.IPv6).String(), e.Reply.SrcPort, e.Reply.DstPort}
-	}
-	if e.HasCounters {
-		counters := e.Counters // e is reused
-		d.Counters = &counters
-	}
-	return d
 }

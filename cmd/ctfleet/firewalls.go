@@ -6,12 +6,16 @@ import (
 	"os"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 type firewallsCmd struct {
 	List    firewallsListCmd    `cmd:"" default:"withargs" help:"All firewalls, a line each."`
 	Inspect firewallsInspectCmd `cmd:"" help:"Everything known of one firewall."`
+	Mute    firewallsMuteCmd    `cmd:"" help:"Tell nobody of its alerts for a while, for maintenance. They fire all the same, and are acted upon."`
+	Unmute  firewallsUnmuteCmd  `cmd:"" help:"Tell people of its alerts again."`
+	Forget  firewallsForgetCmd  `cmd:"" help:"Take a firewall that is no more out of the fleet. Exit code 3 while it sends. One that sends again is there again."`
 }
 
 type firewallsListCmd struct {
@@ -60,6 +64,9 @@ func remarks(f *events.FirewallStatus) string {
 	if f.Rivals {
 		s += "two-producers-with-this-name "
 	}
+	if f.MutedUntil > 0 {
+		s += "muted-until-" + time.UnixMilli(f.MutedUntil).Format(time.RFC3339) + " "
+	}
 	if n := len(f.Problems); n > 0 {
 		s += fmt.Sprintf("%d-problems ", n)
 	}
@@ -104,12 +111,19 @@ func (c *firewallsInspectCmd) Run(ctx context.Context) error {
 		t.add("epoch", fmt.Sprintf("%d, %d flows held, %d resyncs", s.Epoch, s.Live, s.Resyncs))
 		t.add("allow flush", f.AllowFlush)
 		t.add("allow block", f.AllowBlock)
+		if f.MutedUntil > 0 {
+			t.add("muted until", time.UnixMilli(f.MutedUntil).Format(time.DateTime))
+		}
 		for _, p := range f.Problems {
 			t.add("problem", p)
 		}
 		return t.flush()
 	}
-	return fmt.Errorf("no firewall %q is known: ctfleet firewalls list shows the others", c.Name)
+	return unknownFirewall(c.Name)
+}
+
+func unknownFirewall(name string) error {
+	return fmt.Errorf("no firewall %q is known: ctfleet firewalls list shows the others", name)
 }
 
 func inventory(ctx context.Context, c *client) (*events.FirewallsReply, error) {
@@ -118,6 +132,10 @@ func inventory(ctx context.Context, c *client) (*events.FirewallsReply, error) {
 		return nil, err
 	}
 	defer conn.Close()
+	return askInventory(ctx, conn)
+}
+
+func askInventory(ctx context.Context, conn *bus.Conn) (*events.FirewallsReply, error) {
 	var r events.FirewallsReply
 	if err := conn.Request(ctx, events.QuerySubject(events.QueryFirewalls), &events.FirewallsQuery{}, &r); err != nil {
 		return nil, noAggregator(err)

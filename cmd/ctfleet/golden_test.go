@@ -13,10 +13,10 @@ func TestHelp(t *testing.T) {
 	t.Parallel()
 	for _, line := range []string{
 		"producer", "aggregator", "responder", "ctfleet",
-		"ctfleet demo", "ctfleet up", "ctfleet top", "ctfleet observe", "ctfleet replay", "ctfleet firewalls", "ctfleet firewalls list", "ctfleet firewalls inspect",
+		"ctfleet demo", "ctfleet up", "ctfleet top", "ctfleet observe", "ctfleet replay", "ctfleet firewalls", "ctfleet firewalls list", "ctfleet firewalls inspect", "ctfleet firewalls mute", "ctfleet firewalls unmute", "ctfleet firewalls forget",
 		"ctfleet alerts", "ctfleet alerts list", "ctfleet alerts watch", "ctfleet alerts inspect", "ctfleet flush", "ctfleet block", "ctfleet block list", "ctfleet block add", "ctfleet block delete", "ctfleet audit", "ctfleet audit list",
 		"ctfleet auth", "ctfleet auth key", "ctfleet allowlist", "ctfleet allowlist list", "ctfleet allowlist add", "ctfleet allowlist delete", "ctfleet allowlist check", "ctfleet allowlist import", "ctfleet approvals", "ctfleet approvals list", "ctfleet approvals approve", "ctfleet approvals deny",
-		"ctfleet guard", "ctfleet guard status", "ctfleet guard close", "ctfleet guard open", "ctfleet resync", "ctfleet rules", "ctfleet rules check", "ctfleet decode", "ctfleet bootstrap", "ctfleet version",
+		"ctfleet guard", "ctfleet guard status", "ctfleet guard close", "ctfleet guard open", "ctfleet resync", "ctfleet rules", "ctfleet rules check", "ctfleet rules explain", "ctfleet decode", "ctfleet bootstrap", "ctfleet version",
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()

@@ -28,7 +28,7 @@ type cli struct {
 	Guard     guardCmd     `cmd:"" help:"The circuit that stops all policies when a budget is spent."`
 	Audit     auditCmd     `cmd:"" help:"What was decided and done."`
 	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
-	Rules     rulesCmd     `cmd:"" help:"Check a rules file."`
+	Rules     rulesCmd     `cmd:"" help:"Check a rules file, and explain why one fired."`
 	Replay    replayCmd    `cmd:"" help:"What rules would have made of a recording."`
 	Auth      authCmd      `cmd:"" help:"Keys."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`

@@ -73,6 +73,36 @@ func missing(want, have map[string]bool) []string {
 	return out
 }
 
+// onRequest is exported where it is asked for, since it has addresses.
+const onRequest = "ctfleet_top_flows"
+
+// TestMetricsTop: as many addresses are exported as were asked for, the largest, and
+// not one more.
+func TestMetricsTop(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "fw-a")
+	f.producer("fw-a")
+	_, api := f.aggregator("--metrics-top", "2")
+	f.flood("fw-a", "198.18.5.5", 0, 30)
+	f.flood("fw-a", "198.18.5.6", 0, 20)
+	f.flood("fw-a", "198.18.5.7", 0, 10)
+	var top []string
+	until(t, "the largest", func() bool {
+		_, body := get(t, api+"/metrics")
+		top = regexp.MustCompile(`(?m)^ctfleet_top_flows\{.*`).FindAllString(body, -1)
+		return len(top) == 8 && slices.Contains(top, `ctfleet_top_flows{address="198.18.5.5",by="src",metric="active",realm="default"} 30`) &&
+			slices.Contains(top, `ctfleet_top_flows{address="198.18.5.6",by="src",metric="new",realm="default"} 20`)
+	})
+	if strings.Contains(strings.Join(top, "\n"), "198.18.5.7") {
+		t.Errorf("more than the largest: %q", top)
+	}
+	for _, n := range []string{"-1", "101"} {
+		if r := f.run(t, "aggregator", "--metrics-top="+n, "--nats-url", "nats://127.0.0.1:1"); r.code == 0 || !strings.Contains(r.stderr, "is not within 0 to 100") {
+			t.Errorf("--metrics-top %s: %+v", n, r)
+		}
+	}
+}
+
 // TestMetrics: what the daemons export is what the reference names, no more and no
 // less; what is deployed for Prometheus and Grafana, and every other page, use nothing
 // else; and no traffic adds a series.
@@ -136,6 +166,10 @@ func TestMetrics(t *testing.T) {
 	for _, name := range metricName.FindAllString(section, -1) {
 		documented[name] = true
 	}
+	if !documented[onRequest] {
+		t.Errorf("docs/reference.md does not name %s", onRequest)
+	}
+	delete(documented, onRequest)
 	var all, exported map[string]bool
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		all = scrape()
@@ -149,6 +183,8 @@ func TestMetrics(t *testing.T) {
 	if m := missing(exported, documented); m != nil {
 		t.Errorf("docs/reference.md does not name %q", m)
 	}
+
+	exported[onRequest] = true // see TestMetricsTop
 
 	// Labels say who of the fleet, and which of a few kinds.
 	labels := map[string]bool{}

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/internal/recording"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 type observeCmd struct {
 	bus.Flags
-	flowFilter
+	observe.Filter
 	Firewall []string      `placeholder:"NAME" help:"Only what this firewall sends; may be repeated."`
 	Last     int           `short:"n" placeholder:"N" help:"Print the last N events that the bus keeps, then end."`
 	Since    time.Duration `placeholder:"DURATION" help:"Print what happened within this time, then end."`
@@ -46,10 +47,13 @@ func (c *observeCmd) validate() error {
 	case c.Follow && c.Last == 0 && c.Since == 0:
 		return fmt.Errorf("--follow is nothing without --last or --since: without them only what comes is printed")
 	case c.Output != "raw":
-		return c.compile()
+		if err := c.Compile(); err != nil {
+			return fmt.Errorf("--%w", err)
+		}
+		return nil
 	case c.Last > 0:
 		return fmt.Errorf("-o raw records batches: say --since how far back, --last counts events")
-	case !c.empty():
+	case !c.Empty():
 		return fmt.Errorf("-o raw records whole batches: only --firewall can narrow it")
 	case interactive(os.Stdout):
 		return fmt.Errorf("-o raw writes bytes that are nothing for a terminal: > FILE")
@@ -266,9 +270,9 @@ func (o *observer) show(m *sent) {
 		o.err = o.record.Write(recording.Message{Time: m.Time, Subject: m.Subject, Data: m.Data})
 		o.batches++
 	}
-	o.each(m, func(e *observed) {
+	o.each(m, func(e *observe.Event) {
 		if o.record == nil && o.err == nil {
-			o.err = e.print(o.out, o.cmd.Output)
+			o.err = printEvent(o.out, e, o.cmd.Output)
 		}
 	})
 	if o.record == nil && o.err == nil {
@@ -277,7 +281,7 @@ func (o *observer) show(m *sent) {
 }
 
 // each calls fn for each event of a batch that is asked for.
-func (o *observer) each(m *sent, fn func(*observed)) {
+func (o *observer) each(m *sent, fn func(*observe.Event)) {
 	if err := o.decoder.Decode(m.Data, &o.batch); err != nil {
 		complain("refused a message on %q: %v", m.Subject, err)
 		return
@@ -288,11 +292,10 @@ func (o *observer) each(m *sent, fn func(*observed)) {
 	if o.record != nil {
 		return
 	}
-	e := observed{firewall: o.batch.Firewall, realm: o.batch.Realm}
+	e := observe.Event{Firewall: o.batch.Firewall, Realm: o.batch.Realm}
 	for r := o.batch.Events(); r.Next(&e.Event); {
-		if o.cmd.match(&e.Event) {
-			// The delay from the firewall to the stream is in it, a few ms.
-			e.at = m.Time.Add(-time.Duration(o.batch.Sent - e.Time))
+		if o.cmd.Match(&e.Event) {
+			e.At = observe.When(&o.batch, &e.Event, m.Time)
 			fn(&e)
 		}
 	}
@@ -304,7 +307,7 @@ var spans = []time.Duration{time.Second, 10 * time.Second, time.Minute, 10 * tim
 // last shows the last events. The stream is read from ever farther back, until there
 // are enough of them.
 func (o *observer) last(ctx context.Context, now time.Time) error {
-	var ring []observed
+	var ring []observe.Event
 	var n int
 	for _, span := range spans {
 		ring, n, o.watch = ring[:0], 0, newLossWatch()
@@ -313,7 +316,7 @@ func (o *observer) last(ctx context.Context, now time.Time) error {
 			begin = now.Add(-span)
 		}
 		err := o.past(ctx, begin, func(m *sent) {
-			o.each(m, func(e *observed) {
+			o.each(m, func(e *observe.Event) {
 				if len(ring) < o.cmd.Last {
 					ring = append(ring, *e)
 				} else {
@@ -334,7 +337,7 @@ func (o *observer) last(ctx context.Context, now time.Time) error {
 		if n > len(ring) {
 			at = (n + i) % len(ring)
 		}
-		if err := ring[at].print(o.out, o.cmd.Output); err != nil {
+		if err := printEvent(o.out, &ring[at], o.cmd.Output); err != nil {
 			return err
 		}
 	}

@@ -205,15 +205,3 @@ func TestObserveRaw(t *testing.T) {
 		last = m.Time
 	}
 }
-
-// TestFilterByNAT: an address counts on any side.
-func TestFilterByNAT(t *testing.T) {
-	addr := func(last uint64) events.Addr { return events.Addr{Lo: 0xc0000200 + last} }
-	e := &events.Event{Type: events.New, Proto: 6, NAT: true, Orig: events.Tuple{Src: addr(1), Dst: addr(2), SrcPort: 1024, DstPort: 8080}, Reply: events.Tuple{Src: addr(3), Dst: addr(4), SrcPort: 80, DstPort: 1024}}
-	for ip, want := range map[string]bool{"192.0.2.1": true, "192.0.2.2": true, "192.0.2.3": true, "192.0.2.4": true, "192.0.2.5": false, "192.0.2.4/31": true} {
-		f := flowFilter{IP: []string{ip}}
-		if err := f.compile(); err != nil || f.match(e) != want {
-			t.Errorf("%s: %v, %v", ip, f.match(e), err)
-		}
-	}
-}

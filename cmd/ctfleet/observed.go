@@ -8,48 +8,34 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// observed is one event with who sent it, and when it happened on the stream's clock.
-type observed struct {
-	events.Event
-	firewall, realm string
-	at              time.Time
-}
-
-// observedJSON is it for scripts.
-type observedJSON struct {
-	Firewall string `json:"firewall"`
-	Realm    string `json:"realm"`
-	decodedEvent
-}
-
-func (e *observed) print(w io.Writer, format string) error {
+// printEvent prints an event as a person or a script reads it.
+func printEvent(w io.Writer, e *observe.Event, format string) error {
 	if format == "json" {
-		d := decodedOf(&e.Event)
-		d.Time = e.at.UnixMilli()
-		return printJSON(w, observedJSON{e.firewall, e.realm, d})
+		return printJSON(w, e.Show())
 	}
-	_, err := fmt.Fprintln(w, e.line())
+	_, err := fmt.Fprintln(w, eventLine(e))
 	return err
 }
 
-// line is it for a person. Names of firewalls and realms hold no characters that a
+// eventLine is an event for a person. Names of firewalls and realms hold no characters that a
 // terminal would mind.
-func (e *observed) line() string {
+func eventLine(e *observe.Event) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %-10s  %-8s  %-6s  %s > %s", e.at.Local().Format("15:04:05.000"), e.firewall, e.Type, rule.Protocol(e.Proto),
-		e.side(e.Orig.Src, e.Orig.SrcPort), e.side(e.Orig.Dst, e.Orig.DstPort))
+	fmt.Fprintf(&b, "%s  %-10s  %-8s  %-6s  %s > %s", e.At.Local().Format("15:04:05.000"), e.Firewall, e.Type, rule.Protocol(e.Proto),
+		side(e, e.Orig.Src, e.Orig.SrcPort), side(e, e.Orig.Dst, e.Orig.DstPort))
 	if (e.Proto == 1 || e.Proto == 58) && e.Orig.SrcPort|e.Orig.DstPort != 0 { // 0: not known
 		fmt.Fprintf(&b, " type %d code %d id %d", e.Orig.DstPort>>8, e.Orig.DstPort&0xff, e.Orig.SrcPort)
 	}
 	if e.NAT {
-		fmt.Fprintf(&b, ", by NAT %s > %s", e.side(e.Reply.Dst, e.Reply.DstPort), e.side(e.Reply.Src, e.Reply.SrcPort))
+		fmt.Fprintf(&b, ", by NAT %s > %s", side(e, e.Reply.Dst, e.Reply.DstPort), side(e, e.Reply.Src, e.Reply.SrcPort))
 	}
-	if e.realm != events.RealmDefault {
-		b.WriteString(", realm " + e.realm)
+	if e.Realm != events.RealmDefault {
+		b.WriteString(", realm " + e.Realm)
 	}
 	if e.Zone != 0 {
 		fmt.Fprintf(&b, ", zone %d", e.Zone)
@@ -63,9 +49,9 @@ func (e *observed) line() string {
 	return b.String()
 }
 
-func (e *observed) side(a events.Addr, port uint16) string {
+func side(e *observe.Event, a events.Addr, port uint16) string {
 	ip := a.Netip(e.IPv6)
-	if !hasPorts(e.Proto) {
+	if !observe.HasPorts(e.Proto) {
 		return ip.String()
 	}
 	return netip.AddrPortFrom(ip, port).String()

@@ -19,7 +19,7 @@ import (
 
 type replayCmd struct {
 	File string `arg:"" help:"The recording, - for standard input: what ctfleet observe -o raw wrote."`
-	aggregator.Options
+	aggregator.Judging
 	Output string `short:"o" enum:"human,json,raw" default:"human" help:"human, json (each alert as it would have been published), or raw (tab-separated)."`
 }
 

@@ -10,7 +10,8 @@ import (
 )
 
 type rulesCmd struct {
-	Check rulesCheckCmd `cmd:"" help:"Read a rules file strictly and say what is wrong, with line and nearest valid word."`
+	Check   rulesCheckCmd   `cmd:"" help:"Read a rules file strictly and say what is wrong, with line and nearest valid word."`
+	Explain rulesExplainCmd `cmd:"" help:"Why an alert fired: what was counted, when it came and through whom, and what was done about it."`
 }
 
 type rulesCheckCmd struct {
@@ -26,7 +27,7 @@ type checkedRule struct {
 }
 
 func (c *rulesCheckCmd) Run() error {
-	f, err := (&aggregator.Options{Rules: c.File}).Load()
+	f, err := (&aggregator.Judging{Rules: c.File}).Load()
 	if err != nil {
 		return err
 	}

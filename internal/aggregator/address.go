@@ -32,7 +32,7 @@ func (a *Aggregator) Address(ctx context.Context, q *events.AddressQuery) (*even
 	r := &events.AddressReply{
 		Head: events.Head{V: events.MessageVersion}, Address: addr.String(), Realm: cmp.Or(q.Realm, events.RealmDefault),
 	}
-	since := a.since(0)
+	since := a.since(0, recentFor)
 	var err error
 	if r.Past, r.More, err = a.resolved(ctx, since, addressPast, func(al *events.Alert) bool {
 		p, err := events.ParsePrefix(al.Key)

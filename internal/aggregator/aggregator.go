@@ -22,10 +22,17 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Options are what an operator sets; the flags of cmd/aggregator.
-type Options struct {
+// Judging are the flags of who counts and judges, be it a recording.
+type Judging struct {
 	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
 	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
+}
+
+// Options are what an operator sets; the flags of cmd/aggregator.
+type Options struct {
+	Judging
+
+	MetricsTop int `placeholder:"N" help:"Export the N largest sources and destinations of all firewalls as metrics, at most 100. A label then holds an address: each that was among them once is a series of Prometheus for as long as it keeps any (none)."`
 
 	History      string        `type:"path" placeholder:"FILE" help:"Keep a history in this file, a database of SQLite on a local disk: each minute's largest sources and destinations, the fill of each table, alerts and audit."`
 	HistoryAge   time.Duration `default:"168h" placeholder:"DURATION" help:"How long it is kept (${default})."`
@@ -33,7 +40,7 @@ type Options struct {
 }
 
 // Load reads the rules file, if there is one.
-func (o *Options) Load() (rule.File, error) {
+func (o *Judging) Load() (rule.File, error) {
 	f := rule.NewFile()
 	if o.Rules == "" {
 		return f, nil
@@ -63,10 +70,11 @@ type Aggregator struct {
 	outbox *bus.Outbox    // alerts on their way
 	past   *history.Store // nil: no history is kept
 	allow  *bus.Allowlist
-	ledger *bus.Mirror // of CT_GUARD: whether the circuit is open
+	orders *bus.Mirror // of CT_GUARD: whether the circuit is open, who is muted or dismissed
 
 	intake chan message
 	begun  chan struct{} // closed when the streams are there and nothing was judged yet
+	purges chan string   // firewalls that were dismissed
 	reads  chan struct{} // one for each who reads the streams to answer a question
 
 	throttle daemon.Throttle
@@ -82,6 +90,7 @@ type Aggregator struct {
 	behind  time.Duration // how long after the server stamped it the last one was counted
 	clock   bus.Clock     // the server's
 	circuit events.Circuit
+	said    said // of firewalls, by operators
 	pacer   pacer
 
 	ready   atomic.Bool
@@ -95,12 +104,15 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	if opt.MaxKeys < 1 {
 		return nil, fmt.Errorf("--max-keys: must be at least 1, is %d", opt.MaxKeys)
 	}
+	if opt.MetricsTop < 0 || opt.MetricsTop > maxMetricsTop {
+		return nil, fmt.Errorf("--metrics-top: %d is not within 0 to %d", opt.MetricsTop, maxMetricsTop)
+	}
 	if deps.Limits == (bus.Limits{}) {
 		deps.Limits = bus.DefaultLimits
 	}
 	a := &Aggregator{
 		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), begun: make(chan struct{}), reads: make(chan struct{}, readsAtOnce),
+		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
@@ -120,7 +132,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		return nil, errors.Join(err, a.closePast())
 	}
 	a.allow = a.conn.NewAllowlist(everybody, a.refuse)
-	a.ledger = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: a.takeLedger})
+	a.orders = a.conn.NewMirror(bus.BucketGuard, bus.Reflection{Put: a.takeOrder})
 	a.outbox = a.conn.NewOutbox(waitingAlerts, a.dropAlert)
 	a.register(deps.Registry)
 	return a, nil
@@ -179,7 +191,8 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
 	g.Go(func() error { return a.allow.Run(ctx) })
-	g.Go(func() error { return a.ledger.Run(ctx) })
+	g.Go(func() error { return a.orders.Run(ctx) })
+	g.Go(func() error { return a.purgeLoop(ctx) })
 	g.Go(func() error { return a.resyncLoop(ctx) })
 	g.Go(func() error { return a.paceLoop(ctx) })
 	if a.past != nil {
@@ -283,6 +296,7 @@ func (a *Aggregator) work(ctx context.Context) error {
 // goLive ends the replay: from now on counts are judged and alerts published.
 func (a *Aggregator) goLive() {
 	a.live, a.heard = true, time.Now()
+	a.leaveOut()
 	a.ready.Store(true)
 	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
 	// The last message may be long past: the present is the server's.

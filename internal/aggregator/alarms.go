@@ -3,7 +3,6 @@ package aggregator
 import (
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -46,8 +45,12 @@ func alarm(name, metric string, threshold float64, severity string) rule.Rule {
 // judgeFleet judges, once a second, what concerns a whole firewall.
 func (a *Aggregator) judgeFleet(now time.Time) {
 	for name, f := range a.fleet {
-		if f.gone(now) {
+		dismissed := a.said.dismissed(f, now)
+		if dismissed || f.gone(now) {
 			a.forget(name)
+			if dismissed {
+				a.purge(name)
+			}
 			continue
 		}
 		acc, _ := a.counter.Account(name)
@@ -74,22 +77,6 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 			}
 		}
 	}
-}
-
-// takeLedger takes a value of the bucket CT_GUARD: whether the circuit is open is
-// known to the responders, who may not raise alarms.
-func (a *Aggregator) takeLedger(m bus.Msg) {
-	if bus.BucketKey(bus.BucketGuard, m.Subject) != events.KeyLedger {
-		return
-	}
-	var l events.Ledger
-	if err := events.Unmarshal(m.Data, &l); err != nil {
-		a.refuse("ledger", m.Subject, err)
-		return
-	}
-	a.mu.Lock()
-	a.circuit = l.Circuit
-	a.mu.Unlock()
 }
 
 // judgeCircuit raises the alarm while the circuit is open.
@@ -124,10 +111,10 @@ func (a *Aggregator) fleetValue(r *rule.Rule, s rule.Subject) (float64, bool) {
 	return v, ok
 }
 
-// forget drops a firewall that has been away for long, with what it
+// forget drops a firewall that has been away for long, or was dismissed, with what it
 // contributed; its alerts resolve.
 func (a *Aggregator) forget(name string) {
-	a.log.Info("forgetting a firewall that has been away for long", "firewall", name)
+	a.log.Info("forgetting a firewall that is away", "firewall", name)
 	delete(a.fleet, name)
 	a.counter.Forget(name)
 	a.publish(a.engine.Forget(func(s rule.Subject) bool { return s.Firewall == name }, a.counter.Now()))

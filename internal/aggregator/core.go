@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -136,7 +137,12 @@ func (c *core) describe(t *rule.Transition) *events.Alert {
 		for fw, n := range c.counter.Shares(l.Set, s.Realm, s.Key, r.Window()) {
 			if s.Firewall == "" || s.Firewall == fw {
 				al.Firewalls[fw] = float64(n)
+				acc, _ := c.counter.Account(fw)
+				al.Approximate = al.Approximate || r.Metric == rule.Active && (acc.Approximate || acc.Short)
 			}
+		}
+		if al.State == events.Firing {
+			c.describeSlots(al, &l, place, s.Key)
 		}
 		al.Peers, al.Ports, al.SampleSize = c.counter.Sample(l.Set.Track, place, s.Key, 5)
 		window := r.Window()
@@ -147,6 +153,14 @@ func (c *core) describe(t *rule.Transition) *events.Alert {
 	}
 	al.Text = text(al)
 	return al
+}
+
+// describeSlots says when what was counted came.
+func (c *core) describeSlots(al *events.Alert, l *count.Level, place count.Place, key netip.Prefix) {
+	slots, end := c.counter.Slots(l.Set, l.Scope, place, key, l.Window)
+	if slots != nil {
+		al.Slots, al.SlotMS, al.SlotsEnd = slots, (l.Window / count.NumSlots).Milliseconds(), end/1e6
+	}
 }
 
 // describeTable names the largest sources of a filling table: as many as somebody

@@ -8,11 +8,13 @@
 //	intake.go       batches, snapshots, health → count, fleet
 //	judge.go        hot keys and ticks → rule engine → alerts
 //	alarms.go       the built-in alarms: table, kernel counters, silence, loss
+//	orders.go       what operators said: of the circuit, of firewalls
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
 //	view.go         the answers to questions, for the bus and for HTTP
 //	address.go      all that is known of one address
 //	recent.go       alerts and audit of late, as the streams keep them
+//	events.go       events of flows of late, likewise
 //	watch.go        alerts and audit as they come
 //	past.go         each minute into the history, alerts and audit too; answers from it
 //	upkeep.go       resyncs where active is not known

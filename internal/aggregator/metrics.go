@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -54,15 +55,40 @@ var (
 	descPastRows   = desc("ctfleet_history_rows_total", "Rows written to the history.")
 	descPastDrops  = desc("ctfleet_history_dropped_total", "Rows that were not written to the history: its disk is slow, full or broken.")
 	descPastBytes  = desc("ctfleet_history_bytes", "Size of the history's file and its log.")
+	descTooOld     = desc("ctfleet_too_old_batches_total", "Batches that were not counted: they came too late to tell whether they had been.", "firewall")
+	descZoneLost   = desc("ctfleet_zone_lost_events_total", "Events that were not counted: their firewall has too many conntrack zones.", "firewall")
+	descTop        = desc("ctfleet_top_flows", "With --metrics-top: flows of the largest addresses of each realm's firewalls together; new ones of the last 10 s, or active.", "by", "metric", "realm", "address")
 	descHeld       = desc("ctfleet_alerts_held", "Alerts held back by max_firing.")
 )
 
 // Describe implements prometheus.Collector.
 func (a *Aggregator) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(a, ch) }
 
-// Collect implements prometheus.Collector. There is no label with an address:
-// that would be as many series as addresses.
+// maxMetricsTop is the most that --metrics-top may be.
+const maxMetricsTop = 100
+
+// collectTop exports the largest addresses, if that is wanted. Counting waits for one
+// pass over a table at a time.
+func (a *Aggregator) collectTop(ch chan<- prometheus.Metric) {
+	if a.opt.MetricsTop == 0 {
+		return
+	}
+	for track, by := range map[count.Track]string{count.BySrc: events.BySrc, count.ByDst: events.ByDst} {
+		for _, metric := range []count.Metric{count.Opened, count.Active} {
+			a.mu.Lock()
+			top := a.counter.TopOfAll(count.Set{Track: track, Metric: metric}, always[0], a.opt.MetricsTop)
+			a.mu.Unlock()
+			for _, e := range top {
+				ch <- prometheus.MustNewConstMetric(descTop, prometheus.GaugeValue, float64(e.Value), by, metric.String(), e.Realm, keyText(e.Key))
+			}
+		}
+	}
+}
+
+// Collect implements prometheus.Collector. Unless it was asked for (collectTop), there
+// is no label with an address: that would be as many series as addresses.
 func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
+	a.collectTop(ch)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -100,6 +126,8 @@ func (a *Aggregator) Collect(ch chan<- prometheus.Metric) {
 		counter(descLost, acc.Lost, name)
 		counter(descMissing, acc.Missing, name)
 		counter(descDuplicates, acc.Duplicates, name)
+		counter(descTooOld, acc.TooOld, name)
+		counter(descZoneLost, acc.ZoneEvents, name)
 	}
 	for s, n := range states {
 		gauge(descFirewalls, float64(n), s)

@@ -208,6 +208,20 @@ func TestOpenAPI(t *testing.T) {
 	}()
 	d := describe(t, "http://"+l.Addr().String())
 
+	var w events.BatchWriter // with all that an event may say
+	if err := w.Append(&events.Event{
+		Time: 1e15, Type: events.Destroy, Flags: events.UnheldBefore, Proto: 6, ID: 1, Status: events.StatusConfirmed | events.StatusSrcNAT, Zone: 7,
+		NAT: true, Reply: events.Tuple{SrcPort: 443, DstPort: 1024}, HasCounters: true, Counters: events.Counters{OrigPackets: 1, OrigBytes: 60},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	data, err := w.Encode(&events.Header{Firewall: "fw-x", Realm: "lisbon", Seq: 1, Epoch: 1, Sent: 1e15, Clean: true})
+	if err == nil {
+		_, err = a.conn.JS.Publish(t.Context(), events.EventsSubject("fw-x"), data)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	good := map[string][]string{
 		"/api/v1/top": {
 			"", "?by=dst&metric=active&limit=5", "?metric=unreplied&window=60&realm=lisbon", "?firewall=fw-a", "?prefix=198.18.0.0/16", "?allowlisted=hide",
@@ -216,12 +230,16 @@ func TestOpenAPI(t *testing.T) {
 		"/api/v1/alerts":         {"", "?state=firing", "?state=past&since=1h"},
 		"/api/v1/addresses/{ip}": {"198.18.0.7", "203.0.113.4", "2001:db8::7?realm=lisbon"},
 		"/api/v1/audit":          {"", "?since=1h&address=198.18.0.7", "?firewall=fw-a&limit=1"},
+		"/api/v1/events":         {"", "?ip=198.18.0.7&from-ip=198.18.0.0/15,2001:db8::/32&to-ip=203.0.113.4&protocol=tcp&port=443&type=new,destroy&firewall=fw-a&since=5m&limit=3", "?not=true&type=new"},
 		"/api/v1/openapi.yaml":   {""},
 	}
 	for path, requests := range good {
 		for _, r := range requests {
 			d.ask(path, strings.Replace(path, "{ip}", "", 1)+r, http.StatusOK)
 		}
+	}
+	if list := d.ask("/api/v1/events", "/api/v1/events?firewall=fw-x", http.StatusOK); !bytes.Contains(list, []byte(`"counters":`)) || !bytes.Contains(list, []byte(`"reply":`)) {
+		t.Errorf("%s", list)
 	}
 	for path := range d.at("paths") {
 		request := strings.Replace(path, "{ip}", "198.18.0.7", 1)
@@ -288,6 +306,11 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.ask("/api/v1/audit", "/api/v1/audit", http.StatusServiceUnavailable)
+
+	if err := a.conn.JS.DeleteStream(t.Context(), "CT_EVENTS"); err != nil {
+		t.Fatal(err)
+	}
+	d.ask("/api/v1/events", "/api/v1/events", http.StatusServiceUnavailable)
 
 	for path := range d.at("paths") {
 		for status := range d.at("paths", path, "get", "responses") {

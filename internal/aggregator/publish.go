@@ -44,6 +44,7 @@ func (a *Aggregator) dropAlert(subject string, err error) {
 // alert describes a transition with what is known at this moment.
 func (a *Aggregator) alert(t *rule.Transition) *events.Alert {
 	al, s := a.describe(t), t.Subject
+	al.Muted = a.mutedUntil(al.Scope, time.Now()) != 0
 	al.Stale = len(a.stale(s.Realm, s.Firewall, time.Now())) > 0
 	if s.Key.IsValid() {
 		_, al.Allowlisted = a.allow.Heard(s.Realm).Covers(s.Key)

@@ -30,14 +30,19 @@ const (
 var everybody, _ = seal.OpenTrust(seal.TrustNone)
 
 // since is the time to look back to: of the server, which stamps the streams. at is
-// Unix ms, 0: recentFor ago.
-func (a *Aggregator) since(at int64) time.Time {
+// Unix ms, 0: so long ago.
+func (a *Aggregator) since(at int64, ago time.Duration) time.Time {
 	if at != 0 {
 		return time.UnixMilli(at)
 	}
+	return a.now().Add(-ago)
+}
+
+// now is the server's time.
+func (a *Aggregator) now() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.clock.At(time.Now()).Add(-recentFor)
+	return a.clock.At(time.Now())
 }
 
 // read calls fn for what a stream keeps since a time, within [readFor].
@@ -119,7 +124,7 @@ func (a *Aggregator) Alerts(ctx context.Context, q *events.AlertsQuery) (*events
 	r := &events.AlertsReply{Head: events.Head{V: events.MessageVersion}}
 	var err error
 	if q.State == events.AlertsPast {
-		r.Alerts, r.More, err = a.resolved(ctx, a.since(q.Since), maxPast, func(*events.Alert) bool { return true })
+		r.Alerts, r.More, err = a.resolved(ctx, a.since(q.Since, recentFor), maxPast, func(*events.Alert) bool { return true })
 		return r, err
 	}
 	a.mu.Lock()
@@ -133,7 +138,7 @@ func (a *Aggregator) Alerts(ctx context.Context, q *events.AlertsQuery) (*events
 // are trusted here.
 func (a *Aggregator) Audit(ctx context.Context, since int64, key, firewall string, limit int) (*audit.List, error) {
 	found := latest[audit.Entry]{limit: limit}
-	err := a.read(ctx, bus.StreamAudit, bus.FollowFrom{Time: a.since(since)}, func(m *bus.Msg) {
+	err := a.read(ctx, bus.StreamAudit, bus.FollowFrom{Time: a.since(since, recentFor)}, func(m *bus.Msg) {
 		if e, err := audit.Read(m, everybody); err == nil && e.Concerns(key, firewall) {
 			found.add(e)
 		}

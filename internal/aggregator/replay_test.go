@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,8 +61,12 @@ func TestReplayFiresAndResolves(t *testing.T) {
 	var told []string
 	r, err := NewReplay(fleetRule(), 1000, func(k rule.Kind, a *events.Alert) {
 		told = append(told, fmt.Sprintf("%s at %s: %s", k, time.UnixMilli(a.Updated).Sub(tapeStart), a.Text))
-		if k == rule.Fired && (a.Firewalls["fw-a"] != 60 || a.Firewalls["fw-b"] != 50 || len(a.ID) != 24) {
+		if k == rule.Fired && (a.Firewalls["fw-a"] != 60 || a.Firewalls["fw-b"] != 50 || len(a.ID) != 24 ||
+			len(a.Slots) != 20 || !slices.Equal(a.Slots[18:], []uint64{60, 50}) || a.SlotMS != 500 || a.SlotsEnd != tapeStart.UnixMilli()+500) {
 			t.Errorf("%+v", a)
+		}
+		if k == rule.Resolved && a.Slots != nil {
+			t.Errorf("a resolved alert has slots: %d", a.Slots)
 		}
 	})
 	if err != nil {

@@ -158,7 +158,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 			Duplicates: acc.Duplicates, Refused: acc.Refused,
 			ActiveKnown: acc.ActiveKnown, Active: acc.Active,
 			Approximate: acc.Approximate || acc.Short || f.health.Stream.Unannounced && f.health.Stream.Live > f.health.Table.Count,
-			Boots:       acc.Boots, Rivals: acc.Rivals,
+			Boots:       acc.Boots, Rivals: acc.Rivals, MutedUntil: a.mutedUntil(name, now),
 		})
 	}
 	slices.SortFunc(r.Firewalls, func(x, y events.FirewallStatus) int { return cmp.Compare(x.Firewall, y.Firewall) })

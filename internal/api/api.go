@@ -2,6 +2,7 @@
 // those of the messages on the bus:
 //
 //	api.go        the questions
+//	events.go     the one about events of flows
 //	params.go     their parameters
 //	openapi.yaml  what there is, for machines
 //	stream.go     what happens, as it happens
@@ -21,6 +22,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/internal/web"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -35,6 +37,8 @@ type Source interface {
 	// Audit returns the latest entries since a time (Unix ms; 0: the last hour) that
 	// concern a key and a firewall, where they are not empty.
 	Audit(ctx context.Context, since int64, key, firewall string, limit int) (*audit.List, error)
+	// Events returns the latest events of flows that were asked for.
+	Events(context.Context, *observe.Question) (*observe.List, error)
 	// Watch calls the functions for each alert and each entry of the audit from now on,
 	// until ctx ends.
 	Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error
@@ -114,6 +118,7 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 		}
 		return src.Audit(r.Context(), from, key, of, limit)
 	})
+	get("/api/v1/events", flows(src))
 	mux.HandleFunc("GET /api/v1/{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprint(w, `ctfleet aggregator: read-only, as JSON
@@ -122,6 +127,7 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 /api/v1/firewalls
 /api/v1/alerts?state=firing                        also state=past and since=
 /api/v1/addresses/198.51.100.7                     also realm=
+/api/v1/events?ip=198.51.100.0/24                  also the other filters of ctfleet observe, since= and limit=
 /api/v1/audit?since=1h                             also address=, firewall= and limit=
 /api/v1/stream                                     server-sent events
 /api/v1/openapi.yaml                               all of this, for machines

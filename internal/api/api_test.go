@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -22,6 +24,7 @@ import (
 type source struct {
 	asked    *events.TopQuery
 	question string // any other
+	events   *observe.Question
 	err      error
 	alerts   chan *events.Alert
 	entries  chan *audit.Entry
@@ -61,6 +64,11 @@ func (s *source) Watch(ctx context.Context, alert func(*events.Alert), entry fun
 			entry(e)
 		}
 	}
+}
+
+func (s *source) Events(_ context.Context, q *observe.Question) (*observe.List, error) {
+	s.events = q
+	return &observe.List{Events: []observe.Shown{}}, s.err
 }
 
 func (s *source) Audit(_ context.Context, since int64, key, firewall string, limit int) (*audit.List, error) {
@@ -119,9 +127,30 @@ func TestQuestions(t *testing.T) {
 		t.Errorf("%s: %v", src.question, err)
 	}
 	src = &source{err: daemon.Unavailable(errors.New("no connection"))}
-	for _, path := range []string{"alerts", "addresses/198.51.100.7", "audit"} {
+	for _, path := range []string{"alerts", "addresses/198.51.100.7", "audit", "events"} {
 		problem(t, get(t, src, http.MethodGet, "/api/v1/"+path), http.StatusServiceUnavailable)
 	}
+}
+
+// TestEventsParameters: the filters are those of the operator's tool.
+func TestEventsParameters(t *testing.T) {
+	f := func(query string, want observe.Question) {
+		t.Helper()
+		src := &source{}
+		if err := want.Compile(); err != nil {
+			t.Fatal(err)
+		}
+		if w := get(t, src, http.MethodGet, "/api/v1/events"+query); w.Code != http.StatusOK || !reflect.DeepEqual(*src.events, want) {
+			t.Errorf("%q: %d %s, asked %+v, want %+v", query, w.Code, w.Body, src.events, want)
+		}
+	}
+	f("", observe.Question{Limit: 100})
+	f("?firewall=fw-a,fw-b&since=1795615500000&limit=1000", observe.Question{Firewalls: []string{"fw-a", "fw-b"}, Since: 1795615500000, Limit: 1000})
+	f("?ip=198.51.100.7&from-ip=2001:db8::/32,192.0.2.0/24&to-ip=192.0.2.1&protocol=tcp,17&port=22,443&type=new&not=true", observe.Question{Limit: 100, Filter: observe.Filter{
+		IP: []string{"198.51.100.7"}, FromIP: []string{"2001:db8::/32", "192.0.2.0/24"}, ToIP: []string{"192.0.2.1"},
+		Protocol: []string{"tcp", "17"}, Port: []uint16{22, 443}, Type: []string{"new"}, Not: true,
+	}})
+	f("?port=53&not=false", observe.Question{Limit: 100, Filter: observe.Filter{Port: []uint16{53}}})
 }
 
 func TestUnavailable(t *testing.T) {
@@ -192,6 +221,17 @@ func TestBadRequests(t *testing.T) {
 	f("/api/v1/audit?firewall=fleet", "reserved")
 	f("/api/v1/audit?limit=0", "parameter limit: 0 is not within 1 to 10000")
 	f("/api/v1/audit?limit=10001", "parameter limit")
+	f("/api/v1/events?limit=0", "parameter limit: 0 is not within 1 to 1000")
+	f("/api/v1/events?limit=1001", "parameter limit")
+	f("/api/v1/events?firewall=fw-a,fleet", "parameter firewall: ")
+	f("/api/v1/events?ip=198.51.100.7,", "parameter ip: ")
+	f("/api/v1/events?from-ip=198.51.100.7/24", "parameter from-ip: ")
+	f("/api/v1/events?protocol=tpc", "parameter protocol: ")
+	f("/api/v1/events?port=80,65536", `parameter port: "65536" is no port`)
+	f("/api/v1/events?type=update", `parameter type: "update" is none of`)
+	f("/api/v1/events?not=1", `parameter not: "1" is neither true nor false`)
+	f("/api/v1/events?not=true", "parameter not: there is no filter")
+	f("/api/v1/events?port=1"+strings.Repeat(",1", 100), "parameter port: has 101 values, 100 are allowed")
 	f("/api/v1/firewalls?realm=a", `unknown parameter "realm"`)
 	f("/api/v1/alerts?x", `unknown parameter "x"`)
 	f("/api/v1/alerts?%zz", "invalid URL escape")

@@ -97,6 +97,43 @@ func since(to *int64) param {
 	}}
 }
 
+// values takes one value or several, separated by commas.
+func values(name string, to *[]string) param {
+	return param{name, func(v string) error {
+		if *to = strings.Split(v, ","); len(*to) > maxValues {
+			return fmt.Errorf("has %d values, %d are allowed", len(*to), maxValues)
+		}
+		return nil
+	}}
+}
+
+func ports(to *[]uint16) param {
+	var list []string
+	p := values("port", &list)
+	return param{p.name, func(v string) error {
+		if err := p.take(v); err != nil {
+			return err
+		}
+		for _, port := range list {
+			n, err := strconv.ParseUint(port, 10, 16)
+			if err != nil {
+				return fmt.Errorf("%.60q is no port", port)
+			}
+			*to = append(*to, uint16(n))
+		}
+		return nil
+	}}
+}
+
+func yes(name string, to *bool) param {
+	return param{name, func(v string) error {
+		if *to = v == "true"; !*to && v != "false" {
+			return fmt.Errorf("%.60q is neither true nor false", v)
+		}
+		return nil
+	}}
+}
+
 func firewall(to *string) param {
 	return param{"firewall", func(v string) error { *to = v; return events.CheckFirewall(v) }}
 }

@@ -293,6 +293,7 @@ func (s *Stream) fleet() []byte {
 		Active      uint64             `json:"active"`
 		Approximate bool               `json:"approximate,omitempty"`
 		Rivals      bool               `json:"rivals,omitempty"`
+		MutedUntil  int64              `json:"muted_until,omitempty"`
 	}
 	all := s.src.Firewalls().Firewalls
 	out := struct {
@@ -301,7 +302,7 @@ func (s *Stream) fleet() []byte {
 	}{time.Now().UnixMilli(), make([]brief, len(all))}
 	for i := range all {
 		f := &all[i]
-		out.Firewalls[i] = brief{f.Firewall, f.Realm, f.Source, f.State, f.AgeMS, f.Table, f.EventsPerS, f.NewPerS, f.Lost, f.Missing, f.ActiveKnown, f.Active, f.Approximate, f.Rivals}
+		out.Firewalls[i] = brief{f.Firewall, f.Realm, f.Source, f.State, f.AgeMS, f.Table, f.EventsPerS, f.NewPerS, f.Lost, f.Missing, f.ActiveKnown, f.Active, f.Approximate, f.Rivals, f.MutedUntil}
 	}
 	data, err := json.Marshal(out)
 	if err != nil {

@@ -37,6 +37,7 @@ type FollowFrom struct {
 	// After is the number of the last message that was read before, and Time when it
 	// was stored: Follow calls for what came after it. 0: nothing was read.
 	After  uint64
+	Before uint64 // Read ends before the message of this number; 0: with the last one
 	Filter string // subject, with wildcards; "" = all of the stream
 }
 
@@ -224,6 +225,9 @@ func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func
 		meta, err := m.Metadata()
 		if err != nil {
 			return fail(err)
+		}
+		if from.Before > 0 && meta.Sequence.Stream >= from.Before {
+			break
 		}
 		fn(message(m, meta))
 	}

@@ -17,6 +17,18 @@ type State struct {
 	Now      time.Time // the server's clock when it answered
 }
 
+// PurgeSubject erases what a stream keeps of a subject.
+func (c *Conn) PurgeSubject(ctx context.Context, stream, subject string) error {
+	s, err := c.JS.Stream(ctx, stream)
+	if err == nil {
+		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+	}
+	if err != nil {
+		return fmt.Errorf("purge %s of stream %s: %w", subject, stream, err)
+	}
+	return nil
+}
+
 // State asks how a stream stands. Where it does not exist, the error says who
 // creates it.
 func (c *Conn) State(ctx context.Context, stream string) (State, error) {

@@ -165,3 +165,44 @@ func BenchmarkSurvey(b *testing.B) {
 	b.ReportMetric(float64(steps[len(steps)*99/100].Microseconds()), "µs/step-p99")
 	b.ReportMetric(float64(rows), "rows")
 }
+
+// TestTopOfAll compares it with Top, which looks realm by realm.
+func TestTopOfAll(t *testing.T) {
+	const w, limit = 10 * time.Second, 4
+	realms := map[string]bool{}
+	for seed := range uint64(10) {
+		s := newOracleScene(t, rand.New(rand.NewPCG(seed, 4)))
+		for range 4 {
+			s.round(false, false)
+		}
+		c := s.rec.c
+		for _, metric := range []Metric{Opened, Active} {
+			set := Set{Track: BySrc, Metric: metric}
+			var want []uint64
+			for _, place := range c.Places() {
+				if place.Firewall == "" {
+					for _, e := range c.Top(set, place, w, limit) {
+						want = append(want, e.Value)
+					}
+				}
+			}
+			slices.SortFunc(want, func(a, b uint64) int { return cmp.Compare(b, a) })
+			want = want[:min(limit, len(want))]
+			var got []uint64
+			for _, e := range c.TopOfAll(set, w, limit) {
+				got = append(got, e.Value)
+				realms[e.Realm] = true
+				// Without a complete snapshot active is not known, and shown as it is.
+				if v, known := c.Value(set, Fleet, Place{Realm: e.Realm}, e.Key, w); known && v != e.Value {
+					t.Fatalf("seed %d: %v of %s by %v is %d, want %d", seed, e.Key, e.Realm, metric, e.Value, v)
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("seed %d: by %v: %v, Top says %v", seed, metric, got, want)
+			}
+		}
+	}
+	if len(realms) < 2 {
+		t.Errorf("only of %v", realms)
+	}
+}

@@ -96,6 +96,42 @@ func (c *Counter) Value(set Set, scope Scope, place Place, key netip.Prefix, win
 	return value, known
 }
 
+// NumSlots is in how many slots a window is cut.
+const NumSlots = window.NumSlots
+
+// Slots are the parts of [Counter.Value] that fell into each slot of the window, oldest
+// first, and when the newest slot ends (ns of the stream's clock): of FleetMax, of the
+// firewall that has most. nil for Active, which has no window, and for what is not kept.
+func (c *Counter) Slots(set Set, scope Scope, place Place, key netip.Prefix, w time.Duration) (slots []uint64, end int64) {
+	sel, ok := c.find(set, w)
+	r := c.realms[place.Realm]
+	if !ok || r == nil || set.Metric == Active {
+		return nil, 0
+	}
+	k, ok := keyFrom(key, &set, r.tag)
+	if !ok {
+		return nil, 0
+	}
+	firewall := place.Firewall
+	if scope == FleetMax && firewall == "" {
+		var most uint64
+		for name, n := range c.shares(sel, set.Metric, k, w) {
+			if n > most || n == most && name < firewall {
+				firewall, most = name, n
+			}
+		}
+	}
+	at, series := sel.table.At(w, c.now), set.Metric.series()
+	var parts [NumSlots]uint64
+	if firewall == "" {
+		parts = sel.table.Slots(k, series, at)
+	} else if s := r.sites[firewall]; s != nil {
+		parts = sel.table.MemberSlots(k, s.member, series, at)
+	}
+	slot := int64(w) / NumSlots
+	return parts[:], c.now - c.now%slot + slot
+}
+
 // Shares is what each firewall contributes to key in the realm; firewalls
 // without any are left out.
 func (c *Counter) Shares(set Set, realm string, key netip.Prefix, window time.Duration) map[string]uint64 {
@@ -151,15 +187,45 @@ func (c *Counter) TopOf(set Set, place Place, w time.Duration, limit int, want f
 	if want != nil {
 		filter.Want = func(k window.Key) bool { return want(prefixOf(k, &set)) }
 	}
-	var top []window.Entry
-	if set.Metric == Active {
-		top = sel.table.TopGauge(filter, limit)
-	} else {
-		top = sel.table.Top(set.Metric.series(), sel.table.At(w, c.now), filter, limit)
-	}
+	top := sel.top(set.Metric, w, c.now, filter, limit)
 	out := make([]Entry, len(top))
 	for i, e := range top {
 		out[i] = Entry{prefixOf(e.Key, &set), e.Count}
+	}
+	return out
+}
+
+// top returns the largest entries of a table.
+func (s *selector) top(m Metric, w time.Duration, now int64, filter window.Filter, limit int) []window.Entry {
+	if m == Active {
+		return s.table.TopGauge(filter, limit)
+	}
+	return s.table.Top(m.series(), s.table.At(w, now), filter, limit)
+}
+
+// RealmEntry is one row of TopOfAll.
+type RealmEntry struct {
+	Realm string
+	Entry
+}
+
+// TopOfAll returns the largest keys of all realms, each realm's sum over its
+// firewalls, largest first, in one pass; nil for a set or a window that is not kept.
+func (c *Counter) TopOfAll(set Set, w time.Duration, limit int) []RealmEntry {
+	sel, ok := c.find(set, w)
+	if !ok {
+		return nil
+	}
+	realmOf := func(tag uint16) *realm {
+		if n := int(tag >> 1); n < len(c.realmTags) {
+			return c.realmTags[n]
+		}
+		return nil
+	}
+	filter := window.Filter{Keep: func(tag uint16) bool { return realmOf(tag) != nil }}
+	var out []RealmEntry
+	for _, e := range sel.top(set.Metric, w, c.now, filter, limit) {
+		out = append(out, RealmEntry{realmOf(e.Key.Tag).name, Entry{prefixOf(e.Key, &set), e.Count}})
 	}
 	return out
 }

@@ -170,7 +170,7 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 	r.Recover = 5 * time.Second
 	file := rule.File{Rules: []rule.Rule{r}, MaxFiring: rule.DefaultMaxFiring}
 	var err error
-	s.agg, err = aggregator.New(aggregator.Options{MaxKeys: 1 << 16}, file, aggregator.Dependencies{
+	s.agg, err = aggregator.New(aggregator.Options{Judging: aggregator.Judging{MaxKeys: 1 << 16}}, file, aggregator.Dependencies{
 		Bus: inside, Log: s.cfg.Log, Registry: reg,
 	})
 	if err != nil {

@@ -62,6 +62,7 @@ type target struct {
 	url    string
 	body   func(alerts []events.Alert, now time.Time, every time.Duration) ([]byte, error)
 	every  time.Duration
+	muted  func(*events.Alert) bool
 	client http.Client
 	log    *slog.Logger
 	sent   *prometheus.CounterVec
@@ -69,6 +70,7 @@ type target struct {
 	mu      sync.Mutex
 	firing  map[string]events.Alert // by id
 	changed map[string]events.Alert // what was not told yet
+	heard   map[string]bool         // that these fire was told, and not yet that they do no more
 	wake    chan struct{}
 }
 
@@ -97,8 +99,8 @@ func New(cfg Config) (*Notifier, error) {
 			sent.WithLabelValues(t.name, result) // from 0 on: who watches for a rise does not see the first otherwise
 		}
 		n.targets = append(n.targets, &target{
-			name: t.name, url: u.String(), body: t.body, every: cfg.Every, log: cfg.Log.With("target", t.name), sent: sent,
-			client: http.Client{Timeout: patience}, firing: map[string]events.Alert{}, changed: map[string]events.Alert{}, wake: make(chan struct{}, 1),
+			name: t.name, url: u.String(), body: t.body, every: cfg.Every, muted: func(*events.Alert) bool { return false }, log: cfg.Log.With("target", t.name), sent: sent,
+			client: http.Client{Timeout: patience}, firing: map[string]events.Alert{}, changed: map[string]events.Alert{}, heard: map[string]bool{}, wake: make(chan struct{}, 1),
 		})
 	}
 	if cfg.Registry != nil {
@@ -109,6 +111,22 @@ func New(cfg Config) (*Notifier, error) {
 
 // Idle reports whether there is nobody to tell.
 func (n *Notifier) Idle() bool { return len(n.targets) == 0 }
+
+// Mute has a function say of which alerts nobody is told for now; before Run. What fires
+// is told when it is muted no more, and that it is over if it was told that it fires.
+// What begins and ends meanwhile is never told.
+func (n *Notifier) Mute(muted func(*events.Alert) bool) {
+	for _, t := range n.targets {
+		t.muted = muted
+	}
+}
+
+// Wake tells at once what is muted no more.
+func (n *Notifier) Wake() {
+	for _, t := range n.targets {
+		t.rouse()
+	}
+}
 
 // Put takes an alert as it is published: firing, or resolved.
 func (n *Notifier) Put(a *events.Alert) {
@@ -133,16 +151,25 @@ func (t *target) put(a *events.Alert) bool {
 		}
 	} else {
 		delete(t.firing, a.ID)
+		if known && !t.heard[a.ID] && t.muted(a) {
+			delete(t.changed, a.ID)
+			return true
+		}
 	}
 	if len(t.changed) >= 2*MaxWaiting {
+		delete(t.heard, a.ID) // or it would be remembered for ever
 		return false
 	}
 	t.changed[a.ID] = *a
+	t.rouse()
+	return true
+}
+
+func (t *target) rouse() {
 	select {
 	case t.wake <- struct{}{}:
 	default:
 	}
-	return true
 }
 
 // Run tells until ctx ends. What changed a moment before is told still.
@@ -190,7 +217,7 @@ func (t *target) tell(ctx context.Context, all bool) {
 		}
 		if err == nil {
 			t.sent.WithLabelValues(t.name, resultOK).Inc()
-			t.told(changed)
+			t.told(changed, alerts)
 			return
 		}
 		t.sent.WithLabelValues(t.name, resultFailed).Inc()
@@ -206,10 +233,14 @@ func (t *target) tell(ctx context.Context, all bool) {
 func (t *target) collect(all bool) (changed map[string]events.Alert, alerts []events.Alert) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	muted := func(_ string, a events.Alert) bool { return t.muted(&a) }
 	changed = maps.Clone(t.changed)
+	maps.DeleteFunc(changed, muted)
 	told := maps.Clone(changed)
-	if all {
-		maps.Copy(told, t.firing)
+	for id, a := range t.firing {
+		if _, waits := told[id]; waits || all && !t.muted(&a) {
+			told[id] = a // as it is now: it may have waited for long
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(told)) {
 		alerts = append(alerts, told[id])
@@ -218,9 +249,16 @@ func (t *target) collect(all bool) (changed map[string]events.Alert, alerts []ev
 }
 
 // told forgets what was told, unless it has changed again meanwhile.
-func (t *target) told(changed map[string]events.Alert) {
+func (t *target) told(changed map[string]events.Alert, alerts []events.Alert) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for i := range alerts {
+		if a := &alerts[i]; a.State == events.Firing {
+			t.heard[a.ID] = true
+		} else {
+			delete(t.heard, a.ID)
+		}
+	}
 	for id, a := range changed {
 		if now := t.changed[id]; now.State == a.State && now.Updated == a.Updated {
 			delete(t.changed, id)

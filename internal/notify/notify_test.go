@@ -3,6 +3,7 @@ package notify
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,12 +56,15 @@ func (r *receiver) posts() [][]byte {
 	return slices.Clone(r.bodies)
 }
 
-func run(t *testing.T, cfg Config) (*Notifier, func()) {
+func run(t *testing.T, cfg Config, before ...func(*Notifier)) (*Notifier, func()) {
 	t.Helper()
 	cfg.Log, cfg.Registry = slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range before {
+		f(n)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -171,6 +176,64 @@ func TestAway(t *testing.T) {
 	begin := time.Now()
 	if stop(); time.Since(begin) > 2*time.Second {
 		t.Errorf("the stop took %s", time.Since(begin))
+	}
+}
+
+// TestMute: nobody is told of what is muted, repetitions included, until it is no more:
+// then of what fires still, as it is by then, and of the end of what they had heard of.
+func TestMute(t *testing.T) {
+	r := newReceiver(t, 0)
+	var muted atomic.Bool
+	n, _ := run(t, Config{Webhook: r.URL, Every: 20 * time.Millisecond}, func(n *Notifier) {
+		n.Mute(func(a *events.Alert) bool { return muted.Load() && a.Scope == "fw-a" })
+	})
+	put := func(id, scope, state string, updated int64) {
+		a := alert(id, state, updated)
+		a.Scope = scope
+		n.Put(a)
+	}
+	told := func() string { // the last one
+		posts := r.posts()
+		if len(posts) == 0 {
+			return "nothing"
+		}
+		var m webhookMessage
+		if err := json.Unmarshal(posts[len(posts)-1], &m); err != nil {
+			t.Fatal(err)
+		}
+		var s []string
+		for _, a := range m.Alerts {
+			s = append(s, fmt.Sprint(a.ID, " ", a.State, " ", a.Updated))
+		}
+		return strings.Join(s, ", ")
+	}
+	put("heard", "fw-a", events.Firing, 1)
+	put("other", "fleet", events.Firing, 1)
+	until(t, "both", func() bool { return told() == "heard firing 1, other firing 1" })
+	muted.Store(true)
+	until(t, "only the other", func() bool { return told() == "other firing 1" })
+	before := len(r.posts())
+	put("waits", "fw-a", events.Firing, 1)
+	put("waits", "fw-a", events.Firing, 2)
+	put("never", "fw-a", events.Firing, 1)
+	put("never", "fw-a", events.Resolved, 2)
+	put("heard", "fw-a", events.Resolved, 5)
+	until(t, "more repetitions", func() bool { return len(r.posts()) > before+5 })
+	for _, body := range r.posts()[before+1:] {
+		if strings.Contains(string(body), "fw-a") {
+			t.Errorf("told %s", body)
+		}
+	}
+	muted.Store(false)
+	n.Wake()
+	begin := len(r.posts())
+	until(t, "what waited", func() bool { return told() == "other firing 1, waits firing 2" })
+	all := ""
+	for _, body := range r.posts()[max(begin-1, 0):] {
+		all += string(body)
+	}
+	if strings.Count(all, `"resolved"`) != 1 || strings.Contains(all, `"never"`) {
+		t.Errorf("told %s", all)
 	}
 }
 

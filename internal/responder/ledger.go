@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -202,7 +203,12 @@ func (r *Responder) showCircuit(c events.Circuit) {
 
 // guardValue takes a value of the bucket CT_GUARD.
 func (r *Responder) guardValue(m bus.Msg) {
-	switch bus.BucketKey(bus.BucketGuard, m.Subject) {
+	key := bus.BucketKey(bus.BucketGuard, m.Subject)
+	if name, ok := strings.CutPrefix(key, events.MuteKey("")); ok {
+		r.takeMute(name, m)
+		return
+	}
+	switch key {
 	case r.ledgerKey():
 		var l events.Ledger
 		if r.believes(m) == nil && events.Unmarshal(m.Data, &l) == nil {

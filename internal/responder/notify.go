@@ -12,6 +12,7 @@ import (
 // notify hands all alerts to the notifier until ctx ends: first those that fire
 // already, for whoever did not hear of them before.
 func (r *Responder) notify(ctx context.Context) error {
+	r.awaitMutes(ctx)
 	var begin time.Time
 	for {
 		if r.conn.WaitConnected(ctx) != nil {

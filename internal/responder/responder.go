@@ -104,8 +104,9 @@ type Responder struct {
 
 	notifier  *notify.Notifier
 	allow     *bus.Allowlist
-	orders    *bus.Mirror // of CT_GUARD: what operators say of the circuit
+	orders    *bus.Mirror // of CT_GUARD: what operators say of the circuit, and of whom nobody is told
 	proposals *bus.Mirror // of CT_APPROVALS
+	mutes     mutes
 
 	mu        sync.Mutex
 	fleet     map[string]sighting
@@ -138,7 +139,7 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 	}
 	r := &Responder{
 		file: file, engine: policy.New(file), signer: deps.Signer, trust: deps.Trust, notifier: deps.Notifier, log: deps.Log, reg: deps.Registry,
-		fleet: map[string]sighting{}, handled: map[string]time.Time{}, relieving: map[string]bool{}, pending: map[string]*pending{},
+		fleet: map[string]sighting{}, handled: map[string]time.Time{}, mutes: mutes{of: map[string]events.Mute{}}, relieving: map[string]bool{}, pending: map[string]*pending{},
 		slots: make(chan struct{}, maxSending), answered: make(chan struct{}, 1),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),
@@ -200,8 +201,10 @@ func (r *Responder) Run(ctx context.Context) error {
 	besides.Go(func() error { return r.proposals.Run(beside) })
 	besides.Go(func() error { return r.approvals(beside, sending) })
 	if r.notifier != nil && !r.notifier.Idle() {
+		r.notifier.Mute(r.muted)
 		besides.Go(func() error { return r.notifier.Run(beside) })
 		besides.Go(func() error { return r.notify(beside) })
+		besides.Go(func() error { return r.unmute(beside) })
 	}
 	err = r.work(ctx, sending)
 	defer time.AfterFunc(drainTime, cancel).Stop()

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/notify"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -158,7 +159,12 @@ func (r *rig) join(f *firewall) *firewall {
 // run starts a responder and waits until it works.
 func (r *rig) run(file policy.File) (stop func()) {
 	r.t.Helper()
-	resp, err := New(file, Dependencies{Bus: bus.Config{Server: r.server}, Signer: r.signer, Trust: r.trust, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+	return r.runWith(file, nil)
+}
+
+func (r *rig) runWith(file policy.File, notifier *notify.Notifier) (stop func()) {
+	r.t.Helper()
+	resp, err := New(file, Dependencies{Bus: bus.Config{Server: r.server}, Signer: r.signer, Trust: r.trust, Notifier: notifier, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ const (
 	VerbUnblock   = events.VerbUnblock // end blocks
 	VerbAllowlist = "allowlist"        // change the live allowlist
 	VerbApprove   = "approve"          // approve and deny what a policy proposes
-	VerbGuard     = "guard"            // close the circuit
+	VerbGuard     = "guard"            // close the circuit, mute a firewall
 )
 
 // Verbs are all of them.

@@ -317,13 +317,15 @@ func TestHonest(t *testing.T) {
 	s.firewalls[4].State, s.firewalls[4].AgeMS = events.StateStale, 4_000
 	s.firewalls[5].State = events.StateStopped
 	s.top[events.BySrc].Partial, s.top[events.BySrc].Stale, s.top[events.BySrc].Unknown = true, []string{"fw-far"}, []string{"fw-new"}
+	s.firewalls[3].MutedUntil = time.Now().Add(time.Hour).UnixMilli()
 	s.firing[0].Lossy, s.firing[0].Stale, s.firing[0].Simulated, s.firing[0].Allowlisted = true, true, true, true
+	s.firing[0].Approximate, s.firing[0].Muted = true, true
 	s.entries[0].Decision.Simulated, s.entries[0].Decision.Outcome = true, events.OutcomeSimulated
 	s.entries[1].Receipt.Refused = []events.Refusal{{Reason: "own-address", Count: 3}}
 	r := newRig(t, s)
 	r.Size(1400, 900)
 	r.Open("")
-	for _, want := range []string{"silent 2 min", "recording", "no table", "approximate", "two producers", "5 lost", "active unknown", "stale", "stopped"} {
+	for _, want := range []string{"silent 2 min", "recording", "no table", "approximate", "two producers", "5 lost", "active unknown", "stale", "stopped", "muted until"} {
 		r.Says("#tiles", want)
 	}
 	r.Says("#totals", "3 of 6 fresh")
@@ -332,7 +334,7 @@ func TestHonest(t *testing.T) {
 	for _, want := range []string{"The window has not filled yet", "Silent, and so not in these rows: fw-far.", "Not known yet, and so not in these rows: fw-new."} {
 		r.Says("#top-note", want)
 	}
-	for _, want := range []string{"lossy", "stale", "simulated", "allowlisted"} {
+	for _, want := range []string{"lossy", "stale", "simulated", "allowlisted", "approximate", "muted"} {
 		r.Says("#alert-rows", want)
 	}
 	r.Says("#deed-rows", "simulated")

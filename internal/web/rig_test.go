@@ -2,6 +2,7 @@ package web_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/daemon"
+	"github.com/ctfleet/ctfleet/internal/observe"
 	"github.com/ctfleet/ctfleet/internal/web/webtest"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -88,6 +90,11 @@ func (s *source) Audit(context.Context, int64, string, string, int) (*audit.List
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &audit.List{Entries: append([]audit.Entry{}, s.entries...)}, nil
+}
+
+// Events are not on the page.
+func (*source) Events(context.Context, *observe.Question) (*observe.List, error) {
+	return nil, errors.New("nobody asks for them")
 }
 
 func (s *source) Watch(ctx context.Context, alert func(*events.Alert), entry func(*audit.Entry)) error {

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// slots is the number of slots in a window: what a count can miss at the old end is one of them.
-const slots = 20
+// NumSlots is the number of slots in a window: what a count can miss at the old end is one of them.
+const NumSlots = 20
 
 // A grid turns times into cells. A cell is the time between two neighbouring slot
 // edges, whatever windows these edges belong to; it is named by its lower edge, in
@@ -35,8 +35,8 @@ type span struct {
 func newGrid(windows []int64) grid {
 	g := grid{}
 	for _, w := range windows {
-		g.slot = append(g.slot, w/slots)
-		g.tick = gcd(g.tick, w/slots)
+		g.slot = append(g.slot, w/NumSlots)
+		g.tick = gcd(g.tick, w/NumSlots)
 	}
 	n := 0
 	for _, slot := range g.slot {
@@ -52,7 +52,7 @@ func newGrid(windows []int64) grid {
 }
 
 // longest returns the length of the longest window in ns.
-func (g *grid) longest() int64 { return g.slot[len(g.slot)-1] * slots }
+func (g *grid) longest() int64 { return g.slot[len(g.slot)-1] * NumSlots }
 
 // rebase moves the base so that now and everything that its windows reach lie in range.
 func (g *grid) rebase(now int64) {
@@ -101,7 +101,7 @@ func (g *grid) time(cell uint32) int64 { return g.base + int64(cell)*g.tick }
 // bounds returns the first cell of window i at now, and the first after it.
 func (g *grid) bounds(i int, now int64) (first, end uint32) {
 	edge := floor(now, g.slot[i])
-	first, _ = g.ticks(edge - (slots-1)*g.slot[i])
+	first, _ = g.ticks(edge - (NumSlots-1)*g.slot[i])
 	end, ok := g.ticks(edge + g.slot[i])
 	if !ok {
 		end = math.MaxUint32
@@ -115,7 +115,7 @@ func (g *grid) bounds(i int, now int64) (first, end uint32) {
 func (g *grid) edges(dst []uint32, now int64) []uint32 {
 	for _, slot := range g.slot {
 		newest := floor(now, slot)
-		for i := range int64(slots) {
+		for i := range int64(NumSlots) {
 			if edge, ok := g.ticks(newest - i*slot); ok {
 				dst = append(dst, edge)
 			}

@@ -46,6 +46,18 @@ func (o *oracle) count(k Key, m Member, s Series, w time.Duration, now int64) (s
 	return sum
 }
 
+// slots are the events of a key in each slot of a window.
+func (o *oracle) slots(k Key, m Member, s Series, w time.Duration, now int64) (out [20]uint64) {
+	slot := int64(w) / 20
+	oldest := floorDiv(now, slot) - 19
+	for _, e := range o.events[k] {
+		if i := floorDiv(e.At, slot) - oldest; i >= 0 && i < 20 && o.is(e, m, s) {
+			out[i] += uint64(e.N)
+		}
+	}
+	return out
+}
+
 func (o *oracle) is(e Event, m Member, s Series) bool {
 	return (m == anyone || e.Member == m) && e.Series&s.Bit() != 0
 }
@@ -212,6 +224,12 @@ func (s *scene) check(t *testing.T, table *Table, truth *oracle) {
 	m := Member(s.IntN(s.members))
 	if got, want := table.MemberCount(k, m, series, q), truth.count(k, m, series, w, s.now); got != want {
 		t.Fatalf("count of %v and member %d in %v: %d, want %d", k, m, w, got, want)
+	}
+	if got, want := table.Slots(k, series, q), truth.slots(k, anyone, series, w, s.now); got != want {
+		t.Fatalf("windows %v: slots of %v in %v: %d, want %d", s.config.Windows, k, w, got, want)
+	}
+	if got, want := table.MemberSlots(k, m, series, q), truth.slots(k, m, series, w, s.now); got != want {
+		t.Fatalf("windows %v: slots of %v and member %d in %v: %d, want %d", s.config.Windows, k, m, w, got, want)
 	}
 	if got, want := table.MemberGauge(k, m), truth.gauge(k, m); got != want {
 		t.Fatalf("gauge of %v and member %d: %d, want %d", k, m, got, want)

@@ -41,6 +41,46 @@ func (t *Table) MemberCount(k Key, m Member, s Series, q Query) uint64 {
 	return 0
 }
 
+// Slots returns the events of a key in each slot of a window, oldest first: together
+// they are its Count.
+func (t *Table) Slots(k Key, s Series, q Query) [NumSlots]uint64 {
+	if number, ok := t.keys.find(&k, anyone, t.keys.hash(&k, 0)); ok {
+		return t.divide(t.keys.at(number), s, q)
+	}
+	return [NumSlots]uint64{}
+}
+
+// MemberSlots is the same of a member.
+func (t *Table) MemberSlots(k Key, m Member, s Series, q Query) [NumSlots]uint64 {
+	if p, ok := t.share(k, m); ok {
+		return t.divide(p, s, q)
+	}
+	return [NumSlots]uint64{}
+}
+
+// divide puts the events of a line within the window into its slots. No cell reaches
+// over an edge of them: as long as the window reaches back to it, it is kept apart.
+func (t *Table) divide(p place, s Series, q Query) (out [NumSlots]uint64) {
+	r, ok := p.series(s)
+	if !ok || q.end == q.first {
+		return out
+	}
+	width := (q.end - q.first) / NumSlots
+	put := func(c cell) {
+		if c.at >= q.first && c.at < q.end {
+			out[min((c.at-q.first)/width, NumSlots-1)] += uint64(c.count)
+		}
+	}
+	put(cell{r.last, r.count})
+	for w := t.walk(r); ; {
+		c, ok := w.next()
+		if !ok || c.at < q.first {
+			return out
+		}
+		put(c)
+	}
+}
+
 // Gauge returns what all members together show for a key. It is negative where a
 // member's beginning came later than its end.
 func (t *Table) Gauge(k Key) int32 {

@@ -55,7 +55,7 @@ const (
 	DefaultMaxKeys = 1 << 20
 
 	maxWindows = 32
-	grain      = slots * time.Millisecond
+	grain      = NumSlots * time.Millisecond
 	maxMaxKeys = 1 << 28
 )
 

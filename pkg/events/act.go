@@ -7,6 +7,8 @@ const (
 	VerbApproval  = "approval"  // a command was approved or denied, or its time was over
 	VerbCircuit   = "circuit"   // it was opened or closed
 	VerbMode      = "mode"      // a responder began with a mode
+	VerbMute      = "mute"      // nobody is told of a firewall's alerts for a while, or is again
+	VerbForget    = "forget"    // a firewall is no part of the fleet any more
 )
 
 // Act is something that was done beside commands, recorded on
@@ -24,7 +26,7 @@ type Act struct {
 }
 
 func (a *Act) Validate() error {
-	if err := oneOf("verb", a.Verb, VerbAllowlist, VerbApproval, VerbCircuit, VerbMode); err != nil {
+	if err := oneOf("verb", a.Verb, VerbAllowlist, VerbApproval, VerbCircuit, VerbMode, VerbMute, VerbForget); err != nil {
 		return err
 	}
 	return checkText([2]string{"what", a.What}, [2]string{"who", a.Who}, [2]string{"key", a.Key}, [2]string{"realm", a.Realm},

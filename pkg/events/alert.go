@@ -36,6 +36,14 @@ type Alert struct {
 	Started int64 `msgpack:"started" json:"started"`
 	Updated int64 `msgpack:"updated" json:"updated"`
 
+	// Slots are when it was counted: the window's slots of SlotMS each, oldest first, the
+	// newest of which ends at SlotsEnd (Unix ms of the same clock). Their sum is what the
+	// window held when the alert was written, which may have gone on from Value. Of a
+	// metric with a window, while it fires.
+	Slots    []uint64 `msgpack:"slots,omitempty" json:"slots,omitempty"`
+	SlotMS   int64    `msgpack:"slot_ms,omitempty" json:"slot_ms,omitempty"`
+	SlotsEnd int64    `msgpack:"slots_end,omitempty" json:"slots_end,omitempty"`
+
 	Firewalls ByName[float64] `msgpack:"firewalls,omitempty" json:"firewalls,omitempty"` // each one's share of Value
 	// Peers and Ports are the most frequent ones among a sample of recent
 	// events of this key, not a full count.
@@ -47,12 +55,22 @@ type Alert struct {
 	// an answer within the window; nil until one has ended.
 	Unreplied *float64 `msgpack:"unreplied" json:"unreplied"`
 
-	Allowlisted bool   `msgpack:"allowlisted,omitempty" json:"allowlisted,omitempty"`
-	Lossy       bool   `msgpack:"lossy,omitempty" json:"lossy,omitempty"` // events were lost within the window: the truth may be higher
-	Stale       bool   `msgpack:"stale,omitempty" json:"stale,omitempty"` // a firewall in scope is silent
+	Allowlisted bool `msgpack:"allowlisted,omitempty" json:"allowlisted,omitempty"`
+	Lossy       bool `msgpack:"lossy,omitempty" json:"lossy,omitempty"` // events were lost within the window: the truth may be higher
+	Stale       bool `msgpack:"stale,omitempty" json:"stale,omitempty"` // a firewall in scope is silent
+	// Approximate: of a firewall that has a share of the value, active is not exact.
+	Approximate bool   `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
+	Muted       bool   `msgpack:"muted,omitempty" json:"muted,omitempty"` // nobody was told: its firewall was muted when this was written
 	Simulated   bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
 	Text        string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
 }
+
+// MaxSlots is the most that an alert may have, and maxSlotMS, an hour, how long each
+// may be.
+const (
+	MaxSlots  = 100
+	maxSlotMS = 3_600_000
+)
 
 // Share is one value and how often it was seen.
 type Share struct {
@@ -81,6 +99,12 @@ func (a *Alert) Validate() error {
 	}
 	if err := checkFinite("value", a.Value, a.Count, a.Peak); err != nil {
 		return err
+	}
+	if len(a.Slots) > MaxSlots {
+		return fmt.Errorf("slots: %d, at most %d are allowed", len(a.Slots), MaxSlots)
+	}
+	if len(a.Slots) > 0 && (a.SlotMS < 1 || a.SlotMS > maxSlotMS || a.SlotsEnd < 1 || a.SlotsEnd > maxAt) {
+		return fmt.Errorf("slots: of %d ms, until %d: there is no such time", a.SlotMS, a.SlotsEnd)
 	}
 	if a.Unreplied != nil && !(*a.Unreplied >= 0 && *a.Unreplied <= 1) {
 		return fmt.Errorf("unreplied: %v is not within 0 to 1", *a.Unreplied)

@@ -158,6 +158,9 @@ type FirewallStatus struct {
 	Approximate bool    `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
 	Boots       uint64  `msgpack:"boots" json:"boots"`                       // runs of its producer seen here
 	Rivals      bool    `msgpack:"rivals,omitempty" json:"rivals,omitempty"` // two producers use this name at once
+	// MutedUntil, Unix ms by the server's clock: nobody is told of its alerts until then,
+	// as the bucket CT_GUARD says; who decides by it verifies that.
+	MutedUntil int64 `msgpack:"muted_until,omitempty" json:"muted_until,omitempty"`
 }
 
 func (r *FirewallsReply) Validate() error {

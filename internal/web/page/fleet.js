@@ -2,7 +2,7 @@
 // silence. What is urgent comes first.
 
 import {$, attr, badge, code, el, empty, keyed, replace, show, text} from "./dom.js";
-import {compact, number, percent, plural, span} from "./format.js";
+import {compact, number, percent, plural, span, time} from "./format.js";
 
 const kept = 60; // ticks of each that the sparkline shows
 const tilesFirst = 24; // shown until more are asked for
@@ -134,6 +134,7 @@ export function badges(b) {
   if (b.rivals) out.push(badge("two producers", "bad", "two producers use this name"));
   if (!b.active_known && b.state === "fresh") out.push(badge("active unknown", "", "its first dump has not arrived yet"));
   if (b.approximate) out.push(badge("approximate", "", "its active count may differ from the table until the next dump"));
+  if (b.muted_until) out.push(badge(`muted until ${time(b.muted_until)}`, "", "nobody is told of its alerts until then"));
   return out;
 }
 
