@@ -113,6 +113,9 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 		r.Partial = a.counter.Partial(window)
 	}
 	r.Stale = a.stale(place.Realm, place.Firewall, time.Now())
+	for _, w := range a.windows {
+		r.Windows = append(r.Windows, int(w/time.Second))
+	}
 	return r, nil
 }
 

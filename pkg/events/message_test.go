@@ -64,7 +64,7 @@ func messages() []events.Message {
 		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50, At: 1_795_615_500_000, Prefix: "203.0.113.0/24", Allowlisted: events.AllowlistedHide},
 		&events.TopReply{
 			By: "src", Metric: "new", WindowS: 30, Scope: "fleet", Rows: []events.TopRow{{Key: "203.0.113.7", Value: 7, Firewalls: map[string]uint64{"fw-a": 7}}},
-			Unknown: []string{"fw-b"}, Stale: []string{"fw-c"}, Partial: true,
+			Unknown: []string{"fw-b"}, Stale: []string{"fw-c"}, Partial: true, Windows: []int{10, 60},
 		},
 		&events.FirewallsQuery{},
 		&events.FirewallsReply{Firewalls: []events.FirewallStatus{{

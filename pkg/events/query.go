@@ -95,6 +95,9 @@ type TopReply struct {
 	// At is when the minute began that the rows are of, Unix ms; 0: they are of now.
 	// Rows of the past name the shares of firewalls as far as they were kept.
 	At int64 `msgpack:"at,omitempty" json:"at,omitempty"`
+	// Windows are those that are kept, in seconds, shortest first: what else may be
+	// asked for. Not of the past.
+	Windows []int `msgpack:"windows,omitempty" json:"windows,omitempty"`
 }
 
 // TopRow is one address and its share on each firewall.
