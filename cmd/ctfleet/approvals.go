@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -69,17 +70,21 @@ func (c *approvalsListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
+	return printApprovals(os.Stdout, c.Output, list, now)
+}
+
+func printApprovals(w io.Writer, format string, list []waiting, now time.Time) error {
+	if format == "json" {
 		out := make([]events.Proposal, len(list))
 		for i := range list {
 			out[i] = list[i].Proposal
 		}
-		return printJSON(os.Stdout, map[string]any{"approvals": out})
+		return printJSON(w, map[string]any{"approvals": out})
 	}
-	t := newTable(os.Stdout, c.Output, "ID", "ENDS", "WHAT", "REALM", "FIREWALLS", "WHY")
+	t := newTable(w, format, "ID", "ENDS", "WHAT", "REALM", "FIREWALLS", "WHY")
 	for i := range list {
-		w := &list[i]
-		t.add(w.Decision.ID, "in "+time.UnixMilli(w.Expires).Sub(now).Round(time.Second).String(), audit.Asked(&w.Decision), w.Decision.Realm, strings.Join(w.Decision.Firewalls, " "), w.Decision.Reason)
+		d := &list[i].Decision
+		t.add(d.ID, "in "+time.UnixMilli(list[i].Expires).Sub(now).Round(time.Second).String(), audit.Asked(d), d.Realm, strings.Join(d.Firewalls, " "), d.Reason)
 	}
 	return t.flush()
 }

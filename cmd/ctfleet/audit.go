@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -57,10 +58,14 @@ func (c *auditListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		return printJSON(os.Stdout, audit.List{Entries: entries})
+	return printAudit(os.Stdout, c.Output, entries)
+}
+
+func printAudit(w io.Writer, format string, entries []audit.Entry) error {
+	if format == "json" {
+		return printJSON(w, audit.List{Entries: entries})
 	}
-	t := newTable(os.Stdout, c.Output, "TIME", "ACTOR", "VERB", "ID", "WHAT", "WHY")
+	t := newTable(w, format, "TIME", "ACTOR", "VERB", "ID", "WHAT", "WHY")
 	for i := range entries {
 		e := &entries[i]
 		id, what, why := e.Words()

@@ -52,6 +52,7 @@ var built string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	time.Local = time.UTC // golden files hold times
 	// Most of the time these tests wait for other processes, not for a processor.
 	// A fuzzing run has as many workers as that, and they do need one.
 	if flag.Lookup("test.fuzz").Value.String() == "" && flag.Lookup("test.parallel").Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {

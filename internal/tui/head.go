@@ -213,15 +213,8 @@ func (m *model) warnings() (list []note) {
 	}
 	for i := range min(len(m.alerts), 2) { // many fire when it is bad: they must not push out the doubts
 		a, text := &m.alerts[i], m.alerts[i].Text
-		var marks []string
-		for mark, on := range map[string]bool{"allowlisted": a.Allowlisted, "lossy": a.Lossy, "stale": a.Stale, "simulated": a.Simulated} {
-			if on {
-				marks = append(marks, mark)
-			}
-		}
-		if len(marks) > 0 {
-			slices.Sort(marks)
-			text += " [" + strings.Join(marks, ", ") + "]"
+		if flags := a.Flags(); len(flags) > 0 {
+			text += " [" + strings.Join(flags, ", ") + "]"
 		}
 		add(cmp.Or(a.Severity, "alert"), bad, "%s", text)
 	}

@@ -54,6 +54,20 @@ type Alert struct {
 	Text        string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
 }
 
+// Flags names what is true of the alert beside its state, in the order of the
+// alphabet: allowlisted, lossy, simulated, stale.
+func (a *Alert) Flags() (names []string) {
+	for _, f := range []struct {
+		name string
+		on   bool
+	}{{"allowlisted", a.Allowlisted}, {"lossy", a.Lossy}, {"simulated", a.Simulated}, {"stale", a.Stale}} {
+		if f.on {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
 // Share is one value and how often it was seen.
 type Share struct {
 	Value string `msgpack:"value" json:"value"`
