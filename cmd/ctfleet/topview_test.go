@@ -93,7 +93,7 @@ func (s *screen) press(keys string) {
 func (s *screen) shows(pattern string) {
 	s.t.Helper()
 	re := regexp.MustCompile("(?m)" + pattern)
-	for deadline := time.Now().Add(20 * time.Second); !re.MatchString(s.text()); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !re.MatchString(s.text()); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("waited in vain for %s on\n%s", pattern, s.text())
 		}

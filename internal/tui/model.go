@@ -127,6 +127,5 @@ func (m *model) arrange() tea.Cmd {
 func (m *model) View() tea.View {
 	v := tea.NewView(m.screen())
 	v.AltScreen = true
-	v.WindowTitle = "ctfleet top"
 	return v
 }
