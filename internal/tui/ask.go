@@ -13,6 +13,18 @@ import (
 // patience is how long an answer is waited for.
 const patience = 4 * time.Second
 
+// addressEvery is how often an address is asked about at most: the centre reads an
+// hour of two streams for it.
+const addressEvery = 3 * time.Second
+
+// every is the time between two rounds.
+func (m *model) every() time.Duration {
+	if m.subject != nil {
+		return max(m.cfg.Every, addressEvery)
+	}
+	return m.cfg.Every
+}
+
 // answer is what one round of questions brought.
 type answer struct {
 	round   int
@@ -32,7 +44,7 @@ func (m *model) ask() tea.Cmd {
 	ctx, cancel := context.WithTimeout(m.ctx, patience)
 	m.giveUp = cancel
 	m.round++
-	m.waiting, m.due = true, m.now.Add(m.cfg.Every)
+	m.waiting, m.due = true, m.now.Add(m.every())
 	a := &answer{round: m.round, query: m.query}
 	subject, ask := m.subject, m.cfg.Ask
 	return func() tea.Msg {

@@ -205,7 +205,7 @@ func (m *model) warnings() (list []note) {
 	}
 	if m.err != nil {
 		add("no answer", bad, "since %s, trying again; %s: %v", m.failed.Format(time.TimeOnly), picture, m.err)
-	} else if age := m.now.Sub(m.answered); !m.answered.IsZero() && !m.paused && age > 2*m.cfg.Every+time.Second {
+	} else if age := m.now.Sub(m.answered); !m.answered.IsZero() && !m.paused && age > 2*m.every()+time.Second {
 		add("late", warn, "%s, %s ago", picture, age.Round(time.Second))
 	}
 	if m.paused {

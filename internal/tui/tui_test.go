@@ -491,6 +491,14 @@ func TestAddress(t *testing.T) {
 	a.top, a.address = nil, story()
 	p.gets(time.Second, a)
 	golden(t, "address", p.sees())
+	if p.send(tick(noon.Add(2 * time.Second))); p.waiting {
+		t.Error("an address is asked about each second")
+	}
+	p.send(tick(noon.Add(4 * time.Second)))
+	if !p.waiting {
+		t.Error("an address is not asked about again")
+	}
+	p.gets(time.Second, a)
 	p.send(tea.WindowSizeMsg{Width: 40, Height: 10})
 	p.press("end", "up")
 	golden(t, "address-tiny", p.sees())
