@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,29 +30,19 @@ func (c *alertsListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		return printJSON(os.Stdout, r)
-	}
-	t := newTable(os.Stdout, c.Output, "ID", "SEVERITY", "RULE", "SCOPE", "KEY", "VALUE", "PEAK", "SINCE", "NOTE")
-	for i := range r.Alerts {
-		a := &r.Alerts[i]
-		t.add(a.ID, a.Severity, a.Rule, a.Scope, a.Key, a.Value, a.Peak, time.UnixMilli(a.Started).Format(time.TimeOnly), alertNote(a))
-	}
-	return t.flush()
+	return printAlerts(os.Stdout, c.Output, r)
 }
 
-// alertNote is what is special about an alert.
-func alertNote(a *events.Alert) string {
-	var words []string
-	for _, flag := range []struct {
-		is   bool
-		word string
-	}{{a.Allowlisted, "allowlisted"}, {a.Muted, "muted"}} {
-		if flag.is {
-			words = append(words, flag.word)
-		}
+func printAlerts(w io.Writer, format string, r *events.AlertsReply) error {
+	if format == "json" {
+		return printJSON(w, r)
 	}
-	return strings.Join(words, " ")
+	t := newTable(w, format, "ID", "SEVERITY", "RULE", "SCOPE", "KEY", "VALUE", "PEAK", "SINCE", "NOTE")
+	for i := range r.Alerts {
+		a := &r.Alerts[i]
+		t.add(a.ID, a.Severity, a.Rule, a.Scope, a.Key, a.Value, a.Peak, time.UnixMilli(a.Started).Format(time.TimeOnly), strings.Join(a.Flags(), " "))
+	}
+	return t.flush()
 }
 
 type alertsInspectCmd struct {
@@ -62,34 +56,36 @@ func (c *alertsInspectCmd) Run(ctx context.Context) error {
 		return err
 	}
 	for i := range r.Alerts {
-		a := &r.Alerts[i]
-		if a.ID != c.ID {
-			continue
+		if a := &r.Alerts[i]; a.ID == c.ID {
+			return printAlert(os.Stdout, c.Output, a)
 		}
-		if c.Output == "json" {
-			return printJSON(os.Stdout, a)
-		}
-		t := newTable(os.Stdout, c.Output, a.Rule, a.State)
-		t.add("what", a.Text)
-		t.add("severity", a.Severity)
-		t.add("scope", a.Scope+", realm "+a.Realm)
-		t.add("value", fmt.Sprintf("%v now, %v at its peak, threshold %v", a.Value, a.Peak, a.Count))
-		for fw, v := range a.Firewalls {
-			t.add("firewall "+fw, v)
-		}
-		for _, p := range a.Peers {
-			t.add("peer (sample)", fmt.Sprintf("%s × %d", p.Value, p.Count))
-		}
-		for _, p := range a.Ports {
-			t.add("port (sample)", fmt.Sprintf("%s × %d", p.Value, p.Count))
-		}
-		if a.Unreplied != nil {
-			t.add("unreplied", fmt.Sprintf("%.0f%% of the flows that ended", 100**a.Unreplied))
-		}
-		t.add("flags", fmt.Sprintf("lossy %t, stale %t, approximate %t, allowlisted %t, muted %t", a.Lossy, a.Stale, a.Approximate, a.Allowlisted, a.Muted))
-		return t.flush()
 	}
 	return fmt.Errorf("no alert %q is firing: ctfleet alerts list shows those that are", c.ID)
+}
+
+func printAlert(w io.Writer, format string, a *events.Alert) error {
+	if format == "json" {
+		return printJSON(w, a)
+	}
+	t := newTable(w, format, a.Rule, a.State)
+	t.add("what", a.Text)
+	t.add("severity", a.Severity)
+	t.add("scope", a.Scope+", realm "+a.Realm)
+	t.add("value", fmt.Sprintf("%v now, %v at its peak, threshold %v", a.Value, a.Peak, a.Count))
+	for _, fw := range slices.Sorted(maps.Keys(a.Firewalls)) {
+		t.add("firewall "+fw, a.Firewalls[fw])
+	}
+	for _, p := range a.Peers {
+		t.add("peer (sample)", fmt.Sprintf("%s × %d", p.Value, p.Count))
+	}
+	for _, p := range a.Ports {
+		t.add("port (sample)", fmt.Sprintf("%s × %d", p.Value, p.Count))
+	}
+	if a.Unreplied != nil {
+		t.add("unreplied", fmt.Sprintf("%.0f%% of the flows that ended", 100**a.Unreplied))
+	}
+	t.add("flags", cmp.Or(strings.Join(a.Flags(), ", "), "none"))
+	return t.flush()
 }
 
 func firing(ctx context.Context, c *client) (*events.AlertsReply, error) {
@@ -120,12 +116,16 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 	}
 	defer conn.Close()
 	// Silence must mean that nothing fires, not that nothing can be heard.
-	if _, err := conn.State(ctx, bus.StreamAlerts); err != nil {
-		return err
+	st, err := conn.State(ctx, bus.StreamAlerts)
+	if err != nil {
+		return quiet(ctx, err)
 	}
 	var from bus.FollowFrom
 	if c.Since > 0 {
-		from.Time = time.Now().Add(-c.Since)
+		from.Time = st.Now.Add(-c.Since)
+	}
+	if c.Output == "raw" {
+		fmt.Println(strings.Join(watchedColumns, "\t"))
 	}
 	return conn.Follow(ctx, bus.StreamAlerts, from, func(m bus.Msg) {
 		var a events.Alert
@@ -133,10 +133,28 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 			complain("refused a message on %q: %v", m.Subject, err)
 			return
 		}
-		if c.Output == "json" {
-			_ = printJSON(os.Stdout, &a) // a closed pipe ends us by its signal
-			return
-		}
-		fmt.Printf("%s  %-8s  %s\n", m.Time.Local().Format("15:04:05.000"), a.State, a.Text)
+		_ = printWatched(os.Stdout, c.Output, m.Time, &a) // a closed pipe ends us by its signal
 	})
+}
+
+// watchedColumns are those of an alert as -o raw follows it. Times are in UTC.
+var watchedColumns = []string{"TIME", "STATE", "ID", "SEVERITY", "RULE", "SCOPE", "REALM", "KEY", "VALUE", "PEAK", "FLAGS"}
+
+// printWatched prints one alert that was published.
+func printWatched(w io.Writer, format string, at time.Time, a *events.Alert) (err error) {
+	flags := a.Flags()
+	switch format {
+	case "json":
+		return printJSON(w, a)
+	case "raw":
+		_, err = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%v\t%v\t%s\n", at.UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+			a.State, a.ID, a.Severity, a.Rule, a.Scope, a.Realm, a.Key, a.Value, a.Peak, strings.Join(flags, " "))
+		return err
+	}
+	note := ""
+	if len(flags) > 0 {
+		note = " [" + strings.Join(flags, ", ") + "]"
+	}
+	_, err = fmt.Fprintf(w, "%s  %-8s  %s\n", at.Local().Format("15:04:05.000"), a.State, printable(a.Text+note))
+	return err
 }

@@ -301,10 +301,10 @@ func (c *allowListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return printEntries(c.Output, live.Entries(now), now)
+	return printEntries(os.Stdout, c.Output, live.Entries(now), now)
 }
 
-func printEntries(format string, entries []allowlist.LiveEntry, now time.Time) error {
+func printEntries(w io.Writer, format string, entries []allowlist.LiveEntry, now time.Time) error {
 	rows := make([]allowRow, len(entries))
 	for i, e := range entries {
 		rows[i] = allowRow{AllowEntry: e.AllowEntry, Who: e.Who}
@@ -313,9 +313,9 @@ func printEntries(format string, entries []allowlist.LiveEntry, now time.Time) e
 		}
 	}
 	if format == "json" {
-		return printJSON(os.Stdout, map[string]any{"entries": rows})
+		return printJSON(w, map[string]any{"entries": rows})
 	}
-	t := newTable(os.Stdout, format, "PREFIX", "REALM", "ENDS", "BY", "COMMENT")
+	t := newTable(w, format, "PREFIX", "REALM", "ENDS", "BY", "COMMENT")
 	for i := range rows {
 		r := &rows[i]
 		prefix, realm, ends := r.Prefix, r.Realm, "never"

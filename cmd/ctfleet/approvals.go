@@ -1,15 +1,16 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -69,37 +70,23 @@ func (c *approvalsListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
+	return printApprovals(os.Stdout, c.Output, list, now)
+}
+
+func printApprovals(w io.Writer, format string, list []waiting, now time.Time) error {
+	if format == "json" {
 		out := make([]events.Proposal, len(list))
 		for i := range list {
 			out[i] = list[i].Proposal
 		}
-		return printJSON(os.Stdout, map[string]any{"approvals": out})
+		return printJSON(w, map[string]any{"approvals": out})
 	}
-	t := newTable(os.Stdout, c.Output, "ID", "ENDS", "WHAT", "REALM", "FIREWALLS", "WHY")
+	t := newTable(w, format, "ID", "ENDS", "WHAT", "REALM", "FIREWALLS", "WHY")
 	for i := range list {
-		w := &list[i]
-		t.add(w.Decision.ID, "in "+time.UnixMilli(w.Expires).Sub(now).Round(time.Second).String(), asked(&w.Decision), w.Decision.Realm, strings.Join(w.Decision.Firewalls, " "), w.Decision.Reason)
+		d := &list[i].Decision
+		t.add(d.ID, "in "+time.UnixMilli(list[i].Expires).Sub(now).Round(time.Second).String(), audit.Asked(d), d.Realm, strings.Join(d.Firewalls, " "), d.Reason)
 	}
 	return t.flush()
-}
-
-// asked says in words what a decision asks of the firewalls.
-func asked(d *events.Decision) string {
-	s := d.Action + " " + cmp.Or(d.Address, d.Key)
-	if d.By == events.ByDst {
-		s += " as destination"
-	}
-	if d.Towards != "" {
-		s += " towards " + d.Towards
-	}
-	if d.Unanswered {
-		s += ", unanswered entries only"
-	}
-	if d.BlockS > 0 {
-		s += fmt.Sprintf(", block for %s", time.Duration(d.BlockS)*time.Second)
-	}
-	return s
 }
 
 type answerCmd struct {
@@ -151,7 +138,7 @@ func (c *answerCmd) answer(ctx context.Context, approve bool) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLife)
 	defer cancel()
 	err = record(ctx, conn, key, &events.Act{
-		Verb: events.VerbApproval, What: did + asked(&w.Decision) + " on " + strings.Join(w.Decision.Firewalls, " "), ID: w.Decision.ID,
+		Verb: events.VerbApproval, What: did + audit.Asked(&w.Decision) + " on " + strings.Join(w.Decision.Firewalls, " "), ID: w.Decision.ID,
 		Key: w.Decision.Address, Realm: w.Decision.Realm, Reason: c.Reason,
 	})
 	if err != nil {
@@ -175,6 +162,6 @@ func (c *answerCmd) answer(ctx context.Context, approve bool) error {
 	case events.OutcomeExpired:
 		return errors.New("it came too late: the time for it was over")
 	}
-	fmt.Fprintf(os.Stderr, "%s: %s\n", o.Outcome, asked(&w.Decision))
+	fmt.Fprintf(os.Stderr, "%s: %s\n", o.Outcome, audit.Asked(&w.Decision))
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"time"
@@ -91,7 +92,7 @@ func (c *blockListCmd) Run(ctx context.Context) error {
 		}
 		return r
 	})
-	if err := printBlocks(c.Output, rows); err != nil {
+	if err := printBlocks(os.Stdout, c.Output, rows); err != nil {
 		return err
 	}
 	for i := range rows {
@@ -102,11 +103,11 @@ func (c *blockListCmd) Run(ctx context.Context) error {
 	return nil
 }
 
-func printBlocks(format string, rows []blockRow) error {
+func printBlocks(w io.Writer, format string, rows []blockRow) error {
 	if format == "json" {
-		return printJSON(os.Stdout, map[string]any{"firewalls": rows})
+		return printJSON(w, map[string]any{"firewalls": rows})
 	}
-	t := newTable(os.Stdout, format, "FIREWALL", "PREFIX", "ENDS")
+	t := newTable(w, format, "FIREWALL", "PREFIX", "ENDS")
 	for i := range rows {
 		r := &rows[i]
 		for _, b := range r.Blocked {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -43,16 +44,23 @@ func (c *bootstrapCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		if made == nil {
-			made = []string{}
+	return printChanged(os.Stdout, c.Output, made)
+}
+
+// printChanged prints the streams and buckets that were created or changed; raw is
+// a line for each.
+func printChanged(w io.Writer, format string, made []string) error {
+	switch {
+	case format == "json":
+		return printJSON(w, map[string]any{"changed": append([]string{}, made...)})
+	case format == "raw":
+		for _, name := range made {
+			fmt.Fprintln(w, name)
 		}
-		return printJSON(os.Stdout, map[string]any{"changed": made})
+	case len(made) == 0:
+		fmt.Fprintln(w, "all streams are there")
+	default:
+		fmt.Fprintln(w, "created or changed:", strings.Join(made, ", "))
 	}
-	if len(made) == 0 {
-		fmt.Println("all streams are there")
-		return nil
-	}
-	fmt.Println("created or changed:", strings.Join(made, ", "))
 	return nil
 }

@@ -236,7 +236,7 @@ func (x *explained) print(w io.Writer, format string) error {
 	}
 	for i := range x.Responder {
 		e := &x.Responder[i]
-		_, what, why := auditSummary(e)
+		_, what, why := e.Words()
 		t.add("responder", fmt.Sprintf("%s %s: %s (%s)", e.Time.Local().Format(time.DateTime), e.Actor, what, why))
 	}
 	if len(x.Responder) == 0 {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -27,10 +28,14 @@ func (c *firewallsListCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Output == "json" {
-		return printJSON(os.Stdout, r)
+	return printFirewalls(os.Stdout, c.Output, r)
+}
+
+func printFirewalls(w io.Writer, format string, r *events.FirewallsReply) error {
+	if format == "json" {
+		return printJSON(w, r)
 	}
-	t := newTable(os.Stdout, c.Output, "NAME", "REALM", "STATE", "AGE", "TABLE", "ACTIVE", "EVENTS/S", "LOST", "MISSING", "VERSION", "NOTES")
+	t := newTable(w, format, "NAME", "REALM", "STATE", "AGE", "TABLE", "ACTIVE", "EVENTS/S", "LOST", "MISSING", "VERSION", "NOTES")
 	for i := range r.Firewalls {
 		f := &r.Firewalls[i]
 		active := "unknown"
@@ -84,46 +89,48 @@ func (c *firewallsInspectCmd) Run(ctx context.Context) error {
 		return err
 	}
 	for i := range r.Firewalls {
-		f := &r.Firewalls[i]
-		if f.Firewall != c.Name {
-			continue
+		if f := &r.Firewalls[i]; f.Firewall == c.Name {
+			return printFirewall(os.Stdout, c.Output, f)
 		}
-		if c.Output == "json" {
-			return printJSON(os.Stdout, f)
-		}
-		s := &f.Stream
-		t := newTable(os.Stdout, c.Output, f.Firewall, f.State)
-		t.add("realm", f.Realm)
-		t.add("version", f.Version)
-		t.add("boot", f.Boot)
-		t.add("started", time.UnixMilli(f.Started).Format(time.DateTime))
-		if f.Source == "" {
-			t.add("table", fmt.Sprintf("%d of %d (%.1f%%), %d buckets", f.Table.Count, f.Table.Limit, f.Table.Percent, f.Table.Buckets))
-			t.add("kernel", fmt.Sprintf("drop %d, early_drop %d, insert_failed %d, invalid %d", f.Kernel.Drop, f.Kernel.EarlyDrop, f.Kernel.InsertFailed, f.Kernel.Invalid))
-		} else {
-			t.add("source", f.Source)
-		}
-		t.add("events", fmt.Sprintf("%d read, %d published, %d counted at the centre", s.Events, s.Published, f.Events))
-		t.add("lost", fmt.Sprintf("%d in the socket, %d in the ring, %d at the bus, %d undecodable, %d missing at the centre", s.LostSocket, s.LostRing, s.LostBus, s.Undecodable, f.Missing))
-		t.add("socket", fmt.Sprintf("%d of %d KiB used", s.BufferUsed>>10, s.Buffer>>10))
-		t.add("ring", fmt.Sprintf("%d of %d KiB used, oldest batch %d ms", s.RingBytes>>10, s.RingLimit>>10, s.LagMS))
-		t.add("linger", fmt.Sprintf("%d ms", s.LingerMS))
-		t.add("epoch", fmt.Sprintf("%d, %d flows held, %d resyncs", s.Epoch, s.Live, s.Resyncs))
-		t.add("allow flush", f.AllowFlush)
-		t.add("allow block", f.AllowBlock)
-		if f.MutedUntil > 0 {
-			t.add("muted until", time.UnixMilli(f.MutedUntil).Format(time.DateTime))
-		}
-		for _, p := range f.Problems {
-			t.add("problem", p)
-		}
-		return t.flush()
 	}
 	return unknownFirewall(c.Name)
 }
 
 func unknownFirewall(name string) error {
 	return fmt.Errorf("no firewall %q is known: ctfleet firewalls list shows the others", name)
+}
+
+func printFirewall(w io.Writer, format string, f *events.FirewallStatus) error {
+	if format == "json" {
+		return printJSON(w, f)
+	}
+	s := &f.Stream
+	t := newTable(w, format, f.Firewall, f.State)
+	t.add("realm", f.Realm)
+	t.add("version", f.Version)
+	t.add("boot", f.Boot)
+	t.add("started", time.UnixMilli(f.Started).Format(time.DateTime))
+	if f.Source == "" {
+		t.add("table", fmt.Sprintf("%d of %d (%.1f%%), %d buckets", f.Table.Count, f.Table.Limit, f.Table.Percent, f.Table.Buckets))
+		t.add("kernel", fmt.Sprintf("drop %d, early_drop %d, insert_failed %d, invalid %d", f.Kernel.Drop, f.Kernel.EarlyDrop, f.Kernel.InsertFailed, f.Kernel.Invalid))
+	} else {
+		t.add("source", f.Source)
+	}
+	t.add("events", fmt.Sprintf("%d read, %d published, %d counted at the centre", s.Events, s.Published, f.Events))
+	t.add("lost", fmt.Sprintf("%d in the socket, %d in the ring, %d at the bus, %d undecodable, %d missing at the centre", s.LostSocket, s.LostRing, s.LostBus, s.Undecodable, f.Missing))
+	t.add("socket", fmt.Sprintf("%d of %d KiB used", s.BufferUsed>>10, s.Buffer>>10))
+	t.add("ring", fmt.Sprintf("%d of %d KiB used, oldest batch %d ms", s.RingBytes>>10, s.RingLimit>>10, s.LagMS))
+	t.add("linger", fmt.Sprintf("%d ms", s.LingerMS))
+	t.add("epoch", fmt.Sprintf("%d, %d flows held, %d resyncs", s.Epoch, s.Live, s.Resyncs))
+	t.add("allow flush", f.AllowFlush)
+	t.add("allow block", f.AllowBlock)
+	if f.MutedUntil > 0 {
+		t.add("muted until", time.UnixMilli(f.MutedUntil).Format(time.DateTime))
+	}
+	for _, p := range f.Problems {
+		t.add("problem", p)
+	}
+	return t.flush()
 }
 
 func inventory(ctx context.Context, c *client) (*events.FirewallsReply, error) {

@@ -74,7 +74,7 @@ func TestReceipts(t *testing.T) {
 
 func goldenReceipts(t *testing.T, name string, o *order, receipts []events.Receipt) {
 	t.Helper()
-	for format, ending := range map[string]string{"human": ".txt", "raw": ".raw"} {
+	for format, ending := range map[string]string{"human": ".txt", "raw": ".raw", "json": ".json"} {
 		var out bytes.Buffer
 		if err := printReceipts(&out, format, o, receipts); err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -43,15 +44,7 @@ func (c *guardStatusCmd) Run(ctx context.Context) error {
 		return err
 	}
 	now := clock.At(time.Now())
-	if c.Output == "json" {
-		if l.Acts == nil {
-			l.Acts = []events.Acted{}
-		}
-		err = printJSON(os.Stdout, &l)
-	} else {
-		err = printLedger(&l, c.Output, now)
-	}
-	if err != nil {
+	if err := printLedger(os.Stdout, c.Output, &l, now); err != nil {
 		return err
 	}
 	if l.Circuit.Open {
@@ -83,26 +76,32 @@ func readLedger(ctx context.Context, conn *bus.Conn, trust *seal.Trust) (l event
 	return l, true, events.Unmarshal(m.Data, &l)
 }
 
-func printLedger(l *events.Ledger, format string, now time.Time) error {
-	if format == "human" {
+func printLedger(w io.Writer, format string, l *events.Ledger, now time.Time) error {
+	switch format {
+	case "json":
+		if l.Acts == nil {
+			l.Acts = []events.Acted{}
+		}
+		return printJSON(w, l)
+	case "human":
 		state := "closed: policies act as their modes say"
 		if l.Circuit.Open {
 			state = "OPEN: policies only observe"
 		}
-		fmt.Println("circuit", state)
+		fmt.Fprintln(w, "circuit", state)
 		if c := l.Circuit; c.Since > 0 {
 			who := "a responder"
 			if c.Who != "" {
 				who = c.Who
 			}
-			fmt.Printf("since %s ago, by %s: %s\n", now.Sub(time.UnixMilli(c.Since)).Round(time.Second), who, printable(c.Why))
+			fmt.Fprintf(w, "since %s ago, by %s: %s\n", now.Sub(time.UnixMilli(c.Since)).Round(time.Second), printable(who), printable(c.Why))
 		}
 		if len(l.Acts) == 0 {
-			fmt.Println("nothing was done lately")
+			fmt.Fprintln(w, "nothing was done lately")
 			return nil
 		}
 	}
-	t := newTable(os.Stdout, format, "ADDRESS", "REALM", "AGO", "LEFT ALONE FOR", "NOTE")
+	t := newTable(w, format, "ADDRESS", "REALM", "AGO", "LEFT ALONE FOR", "NOTE")
 	for _, a := range l.Acts {
 		note, ago := "", now.Sub(time.UnixMilli(a.At)).Round(time.Second).String()
 		switch {

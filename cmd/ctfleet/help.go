@@ -27,7 +27,21 @@ func (*upCmd) Help() string {
 }
 
 func (*topCmd) Help() string {
-	return `    ctfleet top                                     the fleet, refreshed every second
+	return `At a terminal it is a view to press keys in, which begins with what the flags say:
+
+    s d Tab     by source, by destination, the other one
+    m           the next metric: new, active, unreplied
+    w W         the next of the windows that are kept, the one before
+    f F         one firewall after the other, then the fleet; backwards
+    /           only addresses within a prefix
+    h           hide what is allowlisted, or show it again
+    o r         by value or by address; the order turned around
+    ↑ ↓ Enter   choose an address; all that is known of it. Esc goes back
+    p ? q       pause; what the keys do; quit
+
+Elsewhere it prints, again and again or --once.
+
+    ctfleet top                                     the fleet, refreshed every second
     ctfleet top --by dst --window 60s               who is opened to
     ctfleet top --metric active --firewall fw-a     who holds the most of one table
     ctfleet top --at '2026-11-25 14:05'             the past, where the aggregator keeps a history

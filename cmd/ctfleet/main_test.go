@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/creack/pty"
 
 	"github.com/ctfleet/ctfleet/internal/web/webtest"
 )
@@ -54,6 +54,7 @@ var built string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	time.Local = time.UTC // golden files hold times
 	// Most of the time these tests wait for other processes, not for a processor.
 	// A fuzzing run has as many workers as that, and they do need one.
 	if flag.Lookup("test.fuzz").Value.String() == "" && flag.Lookup("test.parallel").Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
@@ -203,22 +204,11 @@ func (c call) startWith(t *testing.T, stdin *os.File, name string, args ...strin
 // openTerminal returns the two ends of a pseudo-terminal.
 func openTerminal(t *testing.T) (keyboard, tty *os.File) {
 	t.Helper()
-	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	keyboard, tty, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { keyboard.Close() })
-	n, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		t.Fatalf("pseudo-terminal: %v", err)
-	}
-	t.Cleanup(func() { tty.Close() })
+	t.Cleanup(func() { keyboard.Close(); tty.Close() })
 	return keyboard, tty
 }
 

@@ -23,8 +23,11 @@ type client struct {
 }
 
 func (c *client) connect() (*bus.Conn, error) {
+	return c.connectWith(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+}
+
+func (c *client) connectWith(log *slog.Logger) (*bus.Conn, error) {
 	host, _ := os.Hostname() // an empty name is fine
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return bus.Connect(bus.Config{Flags: c.Flags, Role: "operator", Name: fmt.Sprintf("%s-%d", host, os.Getpid()), Log: log})
 }
 

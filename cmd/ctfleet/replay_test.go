@@ -129,7 +129,9 @@ func TestReplayAgreesWithTheAggregator(t *testing.T) {
 		if err := events.Unmarshal(m.Data, &a); err != nil {
 			t.Error(err)
 		}
-		fired[a.ID] = a
+		if _, again := fired[a.ID]; !again { // it is published again when it has grown
+			fired[a.ID] = a
+		}
 		cancel()
 	}); err != nil || len(fired) == 0 {
 		t.Fatalf("%d alerts, %v", len(fired), err)

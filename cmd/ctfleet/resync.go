@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -29,7 +30,7 @@ func (c *resyncCmd) Run(ctx context.Context) error {
 		}
 	}
 	var failed error
-	var replies []events.ResyncReply
+	replies := []events.ResyncReply{}
 	for _, name := range names {
 		if err := events.CheckFirewall(name); err != nil {
 			return &exitError{2, err}
@@ -45,14 +46,16 @@ func (c *resyncCmd) Run(ctx context.Context) error {
 		}
 		replies = append(replies, r)
 	}
-	if c.Output == "json" {
-		err = printJSON(os.Stdout, map[string]any{"resyncs": replies})
-	} else {
-		t := newTable(os.Stdout, c.Output, "FIREWALL", "ACCEPTED", "EPOCH", "NOTE")
-		for i := range replies {
-			t.add(replies[i].Firewall, replies[i].Accepted, replies[i].Epoch, replies[i].Reason)
-		}
-		err = t.flush()
+	return errors.Join(printResyncs(os.Stdout, c.Output, replies), failed)
+}
+
+func printResyncs(w io.Writer, format string, replies []events.ResyncReply) error {
+	if format == "json" {
+		return printJSON(w, map[string]any{"resyncs": replies})
 	}
-	return errors.Join(err, failed)
+	t := newTable(w, format, "FIREWALL", "ACCEPTED", "EPOCH", "NOTE")
+	for i := range replies {
+		t.add(replies[i].Firewall, replies[i].Accepted, replies[i].Epoch, replies[i].Reason)
+	}
+	return t.flush()
 }

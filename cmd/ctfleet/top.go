@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -13,20 +14,28 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/tui"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 type topCmd struct {
 	client
-	By       string  `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
-	Metric   string  `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
-	Window   *string `placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (default: 10s; of the past 60s)."`
-	Firewall string  `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
-	Realm    string  `placeholder:"NAME" help:"The realm (default: default)."`
-	Limit    int     `short:"n" default:"20" help:"Rows (${default})."`
-	At       atTime  `placeholder:"TIME" help:"The past, from the aggregator's history: '2026-11-25 14:05' or 14:05 in local time, RFC 3339, or how long ago, such as -1h. Implies --once."`
-	Once     bool    `help:"Print once and exit; otherwise refresh every second."`
+	By       string        `enum:"src,dst" default:"src" help:"Count by original source or destination (${default})."`
+	Metric   string        `enum:"new,active,unreplied" default:"new" help:"new: flows that began within the window; active: flows that are there now; unreplied: flows that ended within the window without an answer (${default})."`
+	Window   *string       `placeholder:"DURATION" help:"The sliding window: 10s, 60s, or one of the rules' (default: 10s; of the past 60s)."`
+	Firewall string        `placeholder:"NAME" help:"Count one firewall instead of the fleet."`
+	Realm    string        `placeholder:"NAME" help:"The realm (default: default)."`
+	Limit    int           `short:"n" placeholder:"N" help:"Rows (default: 20; at a terminal 50, to scroll through)."`
+	At       atTime        `placeholder:"TIME" help:"The past, from the aggregator's history: '2026-11-25 14:05' or 14:05 in local time, RFC 3339, or how long ago, such as -1h. Implies --once."`
+	Every    time.Duration `default:"1s" help:"The time between two refreshes, 100ms at least (${default})."`
+	Once     bool          `help:"Print once and exit."`
 }
+
+// Bounds of --every: what asks more often than it can be read only costs.
+const leastEvery, mostEvery = 100 * time.Millisecond, time.Hour
+
+// terminalRows is how many rows there are to scroll through.
+const terminalRows = 50
 
 func (c *topCmd) Run(ctx context.Context) error {
 	var window time.Duration
@@ -36,6 +45,9 @@ func (c *topCmd) Run(ctx context.Context) error {
 			return &exitError{2, fmt.Errorf("--window: %q is no window that is kept, these are: 10s, 60s, and those of the rules", *c.Window)}
 		}
 	}
+	if c.Every < leastEvery || c.Every > mostEvery {
+		return &exitError{2, fmt.Errorf("--every: %s is not within %s to %s", c.Every, leastEvery, mostEvery)}
+	}
 	var at int64
 	if c.At != "" {
 		t, err := past(string(c.At), time.Now())
@@ -44,28 +56,24 @@ func (c *topCmd) Run(ctx context.Context) error {
 		}
 		at, c.Once = t.UnixMilli(), true
 	}
+	q := events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit, At: at}
+	if !c.Once && c.Output == "human" && terminal(os.Stdout) && interactive(os.Stdin) {
+		return c.watch(ctx, q)
+	}
 	conn, err := c.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	q := &events.TopQuery{By: c.By, Metric: c.Metric, WindowS: int(window / time.Second), Firewall: c.Firewall, Realm: c.Realm, Limit: c.Limit, At: at}
 	for {
 		var r events.TopReply
-		if err := conn.Request(ctx, events.QuerySubject(events.QueryTop), q, &r); err != nil {
-			if ctx.Err() != nil {
-				return nil // told to stop while it asked
-			}
-			if _, ok := errors.AsType[*bus.RequestError](err); ok {
-				return &exitError{2, err}
-			}
-			return noAggregator(err)
+		if err := askTop(ctx, conn, &q, &r); err != nil {
+			return quiet(ctx, err)
 		}
 		if at != 0 && r.At == 0 {
 			return errors.New("the aggregator is of an older version, which answers about now: it keeps no history")
 		}
-		live := !c.Once && c.Output == "human"
-		if live && terminal(os.Stdout) {
+		if !c.Once && c.Output == "human" && terminal(os.Stdout) {
 			fmt.Print("\x1b[H\x1b[2J")
 		}
 		if err := printTop(os.Stdout, c.Output, &r); err != nil || c.Once {
@@ -74,9 +82,48 @@ func (c *topCmd) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(time.Second):
+		case <-time.After(c.Every):
 		}
 	}
+}
+
+// askTop asks once. What the aggregator refuses is a wrong use.
+func askTop(ctx context.Context, conn *bus.Conn, q *events.TopQuery, r *events.TopReply) error {
+	err := conn.Request(ctx, events.QuerySubject(events.QueryTop), q, r)
+	if _, refused := errors.AsType[*bus.RequestError](err); refused {
+		return &exitError{2, err}
+	}
+	return noAggregator(err)
+}
+
+// watch shows the view that one can press keys in. What cannot be answered at its
+// beginning ends it like any other command; later it goes on with what it has.
+func (c *topCmd) watch(ctx context.Context, q events.TopQuery) error {
+	conn, err := c.connectWith(slog.New(slog.DiscardHandler)) // the view says it in its place
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if q.Limit == 0 {
+		q.Limit = terminalRows
+	}
+	if err := askTop(ctx, conn, &q, &events.TopReply{}); err != nil {
+		return quiet(ctx, err)
+	}
+	return tui.Run(ctx, tui.Config{Query: q, Every: c.Every, Ask: func(ctx context.Context, kind string, question, answer events.Message) error {
+		err := conn.Request(ctx, events.QuerySubject(kind), question, answer)
+		switch away := conn.Connected(); {
+		case err == nil:
+			return nil
+		case away != nil:
+			return away
+		case errors.Is(err, bus.ErrNobody):
+			return noAggregator(bus.ErrNobody) // a line has no room for the subject
+		case errors.Is(err, bus.ErrNoAnswer):
+			return bus.ErrNoAnswer
+		}
+		return err
+	}})
 }
 
 // atTime is a time as it was typed.

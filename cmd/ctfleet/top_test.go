@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
-	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // TestPast reads times as people write them.
@@ -38,25 +36,6 @@ func TestPast(t *testing.T) {
 	f("1h30m ago", "2026-11-26T08:00:15+01:00")
 	f("yesterday", `"yesterday" is no time: '2026-11-25 14:05'`)
 	f("2026-13-01 00:00", `"2026-13-01 00:00" is no time`)
-}
-
-// TestTopOfThePast holds how a top of the past is printed.
-func TestTopOfThePast(t *testing.T) {
-	at := time.Date(2026, 11, 25, 14, 5, 0, 0, time.Local)
-	r := &events.TopReply{
-		Head: events.Head{V: 1}, By: "src", Metric: "new", WindowS: 60, Scope: "fleet", At: at.UnixMilli(),
-		Rows: []events.TopRow{{Key: "198.18.0.7", Value: 2002, Firewalls: map[string]uint64{"fw-a": 1001, "fw-b": 1001}}},
-	}
-	f := func(format, want string) {
-		t.Helper()
-		var out bytes.Buffer
-		if err := printTop(&out, format, r); err != nil || !strings.Contains(out.String(), want) {
-			t.Errorf("%s: %v\n%s", format, err, out.String())
-		}
-	}
-	f("human", "new flows by src within 60 s from 2026-11-25 14:05 ")
-	f("raw", "ADDRESS\tFLOWS\tFIREWALLS\n198.18.0.7\t2002\tfw-a=1001 fw-b=1001\n")
-	f("json", `"scope":"fleet","rows":[{"key":"198.18.0.7","value":2002,"firewalls":{"fw-a":1001,"fw-b":1001}}],"at":17`)
 }
 
 // TestHistoryFlags asks an aggregator with a history, as programs, for what it does

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -401,7 +402,7 @@ func TestSilentFirewall(t *testing.T) {
 	a.mu.Lock()
 	a.fleet["fw-a"].seen = time.Now().Add(-time.Hour) // until its next report
 	a.mu.Unlock()
-	if top, err := a.Top(&events.TopQuery{}); err != nil || len(top.Stale) != 1 || top.Stale[0] != "fw-a" {
+	if top, err := a.Top(&events.TopQuery{}); err != nil || len(top.Stale) != 1 || top.Stale[0] != "fw-a" || !slices.Equal(top.Windows, []int{10, 60}) {
 		t.Errorf("stale: %+v, %v", top, err)
 	}
 }

@@ -116,7 +116,7 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	return r, nil
 }
 
-// windowsKept are the windows that may be asked about, in seconds.
+// windowsKept are the windows that may be asked about, in seconds, shortest first.
 func (a *Aggregator) windowsKept() []int {
 	kept := make([]int, len(a.windows))
 	for i, w := range a.windows {

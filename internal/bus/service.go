@@ -93,6 +93,9 @@ func (c *Conn) answer(r micro.Request, e Endpoint) {
 	if err == nil {
 		data, err = events.Marshal(m)
 	}
+	if most := c.NC.MaxPayload(); err == nil && int64(len(data)) > most {
+		err = fmt.Errorf("the answer has %d bytes, more than the %d that the server passes on: ask for less", len(data), most)
+	}
 	var wrong *RequestError
 	switch {
 	case errors.As(err, &wrong):

@@ -34,6 +34,8 @@ func echo(t *testing.T, c *Conn, name string, handled *atomic.Int64) {
 				return nil, &RequestError{errors.New("that is wrong\x1b[31m\nindeed")}
 			case "broken":
 				return nil, errors.New("that is broken")
+			case "large":
+				return &events.ResyncReply{Reason: strings.Repeat("x", 2<<20)}, nil
 			case "slow":
 				time.Sleep(300 * time.Millisecond)
 			}
@@ -67,6 +69,9 @@ func TestRequest(t *testing.T) {
 	}
 	if _, err := ask(t.Context(), asker, "broken"); err == nil || errors.As(err, &wrong) || err.Error() != "that is broken" {
 		t.Errorf("a broken service: %#v", err)
+	}
+	if _, err := ask(t.Context(), asker, "large"); err == nil || !strings.Contains(err.Error(), "ask for less") {
+		t.Errorf("an answer that is too large: %v", err)
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

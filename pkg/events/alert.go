@@ -72,6 +72,20 @@ const (
 	maxSlotMS = 3_600_000
 )
 
+// Flags names what is true of the alert beside its state, in the order of the
+// alphabet: allowlisted, approximate, lossy, muted, simulated, stale.
+func (a *Alert) Flags() (names []string) {
+	for _, f := range []struct {
+		name string
+		on   bool
+	}{{"allowlisted", a.Allowlisted}, {"approximate", a.Approximate}, {"lossy", a.Lossy}, {"muted", a.Muted}, {"simulated", a.Simulated}, {"stale", a.Stale}} {
+		if f.on {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
 // Share is one value and how often it was seen.
 type Share struct {
 	Value string `msgpack:"value" json:"value"`

@@ -17,8 +17,13 @@ import (
 // MessageVersion is the version of all messages but the batch.
 const MessageVersion = 1
 
-// MaxMessageBytes is the largest map message that is read.
+// MaxMessageBytes is the largest map message that is read, but for answers.
 const MaxMessageBytes = 256 << 10
+
+// MaxAnswerBytes is the largest answer of the centre that is read, in which a fleet
+// of 1,000 firewalls has room. It is what a NATS server passes on unless it is told
+// otherwise.
+const MaxAnswerBytes = 1 << 20
 
 // Message is a map message: everything on the bus but the batch.
 type Message interface {
@@ -47,8 +52,13 @@ func Marshal(m Message) ([]byte, error) {
 // it. Unknown keys are skipped; a version other than MessageVersion is refused
 // with ErrVersion.
 func Unmarshal(data []byte, m Message) error {
-	if len(data) > MaxMessageBytes {
-		return fmt.Errorf("decode %T: %d bytes, at most %d are allowed", m, len(data), MaxMessageBytes)
+	most := MaxMessageBytes
+	switch m.(type) {
+	case *TopReply, *FirewallsReply, *AlertsReply, *AddressReply:
+		most = MaxAnswerBytes
+	}
+	if len(data) > most {
+		return fmt.Errorf("decode %T: %d bytes, at most %d are allowed", m, len(data), most)
 	}
 	if err := checkMap(data); err != nil {
 		return fmt.Errorf("decode %T: %w", m, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"reflect"
@@ -67,7 +68,7 @@ func messages() []events.Message {
 		&events.TopQuery{By: events.ByDst, Metric: events.MetricActive, WindowS: 60, Firewall: "fw-a", Realm: "lab", Limit: 50, At: 1_795_615_500_000, Prefix: "203.0.113.0/24", Allowlisted: events.AllowlistedHide},
 		&events.TopReply{
 			By: "src", Metric: "new", WindowS: 30, Scope: "fleet", Rows: []events.TopRow{{Key: "203.0.113.7", Value: 7, Firewalls: map[string]uint64{"fw-a": 7}}},
-			Unknown: []string{"fw-b"}, Stale: []string{"fw-c"}, Partial: true,
+			Unknown: []string{"fw-b"}, Stale: []string{"fw-c"}, Partial: true, Windows: []int{10, 60},
 		},
 		&events.FirewallsQuery{},
 		&events.FirewallsReply{Firewalls: []events.FirewallStatus{{
@@ -170,6 +171,38 @@ func keys(v any) (out []string) {
 		}
 	}
 	return out
+}
+
+// TestLargeAnswers: a fleet of 1,000 firewalls, all of which see the same addresses.
+func TestLargeAnswers(t *testing.T) {
+	fleet, top := &events.FirewallsReply{}, &events.TopReply{By: "src", Metric: "new", Scope: "fleet", Rows: make([]events.TopRow, 50)}
+	for i := range 1000 {
+		f := events.FirewallStatus{State: events.StateFresh}
+		f.Firewall, f.Realm, f.Boot, f.Version, f.Config = fmt.Sprintf("branch-%d", i), events.RealmDefault, strings.Repeat("0f", 16), "v0.1.0", strings.Repeat("a", 16)
+		f.Stream = events.StreamHealth{Events: 1 << 40, Published: 1 << 40, RingLimit: 64 << 20, Buffer: 8 << 20}
+		fleet.Firewalls = append(fleet.Firewalls, f)
+		for j := range top.Rows {
+			r := &top.Rows[j]
+			r.Key = fmt.Sprintf("198.18.0.%d", j)
+			if r.Firewalls == nil {
+				r.Firewalls = events.ByName[uint64]{}
+			}
+			r.Firewalls[f.Firewall] = 1000
+		}
+	}
+	for _, m := range []events.Message{fleet, top} {
+		data, err := events.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := reflect.New(reflect.TypeOf(m).Elem()).Interface().(events.Message)
+		if err := events.Unmarshal(data, again); err != nil || len(data) <= events.MaxMessageBytes {
+			t.Errorf("%T: %d bytes: %v", m, len(data), err)
+		}
+		if err := events.Unmarshal(make([]byte, events.MaxAnswerBytes+1), again); err == nil || !strings.Contains(err.Error(), "at most 1048576 are allowed") {
+			t.Errorf("%T, too long: %v", m, err)
+		}
+	}
 }
 
 func TestUnmarshalForgets(t *testing.T) {

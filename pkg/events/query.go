@@ -92,7 +92,8 @@ type TopReply struct {
 	Unknown []string `msgpack:"unknown,omitempty" json:"unknown,omitempty"`
 	Stale   []string `msgpack:"stale,omitempty" json:"stale,omitempty"`
 	Partial bool     `msgpack:"partial,omitempty" json:"partial,omitempty"` // the window has not filled yet
-	// Windows are those that may be asked about, in seconds, ascending.
+	// Windows are those that are kept, in seconds, shortest first: what else may be
+	// asked for. None in an answer about the past.
 	Windows []int `msgpack:"windows,omitempty" json:"windows,omitempty"`
 	// At is when the minute began that the rows are of, Unix ms; 0: they are of now.
 	// Rows of the past name the shares of firewalls as far as they were kept.
