@@ -20,8 +20,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // These tests run the four programs as an operator does: as processes, with
@@ -195,28 +193,6 @@ func (c call) startWith(t *testing.T, stdin *os.File, name string, args ...strin
 		}
 	})
 	return p
-}
-
-// openTerminal returns the two ends of a pseudo-terminal.
-func openTerminal(t *testing.T) (keyboard, tty *os.File) {
-	t.Helper()
-	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { keyboard.Close() })
-	n, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err == nil {
-		tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		t.Fatalf("pseudo-terminal: %v", err)
-	}
-	t.Cleanup(func() { tty.Close() })
-	return keyboard, tty
 }
 
 func (p *process) running() bool {
