@@ -55,6 +55,17 @@ func TestRefused(t *testing.T) {
 		{"ssh port", "", "producer --ssh-port 22,70000", 2, `producer: --ssh-port: expected a valid 16 bit uint but got "70000"`},
 		{"netns", "", "producer --netns ctfleet-nosuch --check", 1, "producer: --netns: open network namespace \"ctfleet-nosuch\": open /run/netns/ctfleet-nosuch: no such file or directory; " +
 			"`ip netns list` shows the names there are, `ip netns add ctfleet-nosuch` makes one; a path such as /proc/PID/ns/net works too"},
+		{"trust", "", "producer --trust /nosuch.yaml", 2, `producer: --trust: open /nosuch.yaml: no such file or directory`},
+		{"trust, up", "", "ctfleet up --trust /nosuch.yaml", 2, `ctfleet: --trust: open /nosuch.yaml: no such file or directory`},
+		{"no keys", "", "aggregator --max-keys 0", 2, `aggregator: --max-keys: must be at least 1, is 0`},
+		{"no keys, checked", "", "aggregator --max-keys 0 --check", 2, `aggregator: --max-keys: must be at least 1, is 0`},
+		{"no keys, up", "", "ctfleet up --max-keys 0", 2, `ctfleet: up: --max-keys: must be at least 1, is 0`},
+		{"no keys, replay", "", "ctfleet replay FILE --rules FILE --max-keys 0", 2, `ctfleet: --max-keys: must be at least 1, is 0`},
+		{"replay without rules", "", "ctfleet replay FILE", 2, `ctfleet: missing flags: --rules=FILE`},
+		{"webhook", "", "responder --webhook ftp://x", 2, `responder: --webhook: not an http or https URL`},
+		{"webhook, checked", "", "responder --webhook ftp://x --check", 2, `responder: --webhook: not an http or https URL`},
+		{"notify every", "", "responder --notify-every 1ms --check", 2, `responder: --notify-every: 1ms is less than 1s`},
+		{"webhook, up", "", "ctfleet up --webhook ftp://x", 2, `ctfleet: up: --webhook: not an http or https URL`},
 		{"linger", "", "producer --linger 0s", 2, `producer: --linger: 0s is not within 1ms to 2000ms`},
 		{"flag", "", "producer --nmae fw-a", 2, `producer: unknown flag --nmae, did you mean "--name"?`},
 

@@ -32,6 +32,14 @@ type Options struct {
 	HistoryBytes int64         `default:"1073741824" help:"How large its file may become: then the oldest goes (${default})."`
 }
 
+// Validate reports the first option that is wrong.
+func (o *Options) Validate() error {
+	if o.MaxKeys < 1 {
+		return fmt.Errorf("--max-keys: must be at least 1, is %d", o.MaxKeys)
+	}
+	return nil
+}
+
 // Load reads the rules file, if there is one.
 func (o *Options) Load() (rule.File, error) {
 	f := rule.NewFile()
@@ -92,8 +100,8 @@ type Aggregator struct {
 
 // New returns an aggregator for rules that [Options.Load] returned.
 func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
-	if opt.MaxKeys < 1 {
-		return nil, fmt.Errorf("--max-keys: must be at least 1, is %d", opt.MaxKeys)
+	if err := opt.Validate(); err != nil {
+		return nil, err
 	}
 	if deps.Limits == (bus.Limits{}) {
 		deps.Limits = bus.DefaultLimits
@@ -151,7 +159,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 		{"recall the firewalls", a.recallFleet},
 		{"find where the replay begins", a.planReplay},
 	} {
-		if !a.retry(ctx, step.what, step.do) {
+		if !a.onBus(ctx, step.what, step.do) {
 			return nil
 		}
 	}
@@ -219,12 +227,20 @@ func (a *Aggregator) planReplay(ctx context.Context) error {
 	return nil
 }
 
+// onBus calls do until it succeeds, while the bus is there; it returns false when ctx
+// ends before.
+func (a *Aggregator) onBus(ctx context.Context, what string, do func(context.Context) error) bool {
+	return a.retry(ctx, what, func(ctx context.Context) error {
+		if err := a.conn.WaitConnected(ctx); err != nil {
+			return err
+		}
+		return do(ctx)
+	})
+}
+
 // retry calls do until it succeeds; it returns false when ctx ends before.
 func (a *Aggregator) retry(ctx context.Context, what string, do func(context.Context) error) bool {
 	for {
-		if a.conn.WaitConnected(ctx) != nil {
-			return false
-		}
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil {
 			return err == nil
