@@ -35,9 +35,10 @@ fuzz: ## fuzz each decoder for FUZZTIME (60000x)
 bench: ## take the figures of docs/performance.md and write them there (root, half an hour)
 	$(GO) run ./internal/bench -write docs/performance.md
 
-lint: ## check style, errors and the direction of imports
+lint: ## check style, errors, the direction of imports, and that it builds on macOS
 	@$(LINT) version 2>/dev/null | grep -qw '$(LINT_VERSION:v%=%)' || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	$(LINT) run ./...
+	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
 
 demo: ## watch three virtual firewalls, an attack and its flush (DEMOFLAGS='--duration 20s')
 	$(GO) run ./cmd/ctfleet demo $(DEMOFLAGS)

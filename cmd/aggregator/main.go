@@ -52,7 +52,7 @@ func main() {
 		if f.EmbeddedNATS {
 			nats = "embedded on " + f.NATSListen
 		}
-		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses per firewall and count, NATS %s, API on %s\n",
+		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses for each way to count, NATS %s, API on %s\n",
 			len(rules.Rules), rules.MaxFiring, f.MaxKeys, nats, f.Listen)
 		if f.History != "" {
 			fmt.Printf("history in %s, %s and %d bytes at most\n", f.History, f.HistoryAge, f.HistoryBytes)

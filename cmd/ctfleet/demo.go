@@ -18,9 +18,10 @@ import (
 )
 
 type demoCmd struct {
-	Duration time.Duration `help:"End after this long; without it, run until Ctrl-C."`
-	Output   string        `short:"o" enum:"human,json" default:"human" help:"human, or json: one object at the end, nothing else on standard output."`
-	Listen   string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the page and the API here (${default}: a free port)."`
+	Duration  time.Duration `help:"End after this long; without it, run until Ctrl-C."`
+	Recording bool          `help:"Play a recording of the show instead, in which nothing is flushed. So does a host on which virtual firewalls are not permitted, or that is no Linux."`
+	Output    string        `short:"o" enum:"human,json" default:"human" help:"human, or json: one object at the end, nothing else on standard output."`
+	Listen    string        `default:"127.0.0.1:0" placeholder:"ADDR" help:"Serve the page and the API here (${default}: a free port)."`
 	daemon.Access
 	NATSListen string     `name:"nats-listen" default:"127.0.0.1:0" placeholder:"ADDR" help:"Where NATS is reached, without credentials (${default}: a free port)."`
 	LogLevel   slog.Level `default:"error" help:"Log the roles at debug, info, warn or error, to standard error."`
@@ -46,21 +47,33 @@ func (c *demoCmd) Run() error {
 			listeners = append(listeners, l)
 		}
 	}
-	inside, listeners, code, err := lab.Enter(context.Background(), listeners)
-	if err != nil {
-		return fmt.Errorf("the demo needs network namespaces: %w", err)
+	recording := ""
+	if c.Recording {
+		recording = "--recording was given"
+	} else if !lab.Inside() {
+		if err := lab.Permitted(); err != nil {
+			recording = err.Error()
+		}
 	}
-	if !inside {
-		return &exitError{code: code}
+	if recording == "" {
+		inside, inherited, code, err := lab.Enter(context.Background(), listeners)
+		if err != nil {
+			return err
+		}
+		if !inside {
+			return &exitError{code: code}
+		}
+		listeners = inherited
 	}
-	return c.show(listeners[0], listeners[1])
+	return c.show(listeners[0], listeners[1], recording)
 }
 
-func (c *demoCmd) show(http, nats net.Listener) error {
+// show runs the demo: in the lab, or a recording for the reason given.
+func (c *demoCmd) show(http, nats net.Listener, recording string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	flags := daemon.Flags{LogFormat: "text", LogLevel: c.LogLevel}
-	cfg := demo.Config{HTTP: http, Access: c.Access, NATS: nats, Duration: c.Duration, Log: flags.Logger(os.Stderr)}
+	cfg := demo.Config{HTTP: http, Access: c.Access, NATS: nats, Recording: recording, Duration: c.Duration, Log: flags.Logger(os.Stderr)}
 	program := "ctfleet"
 	if strings.Contains(os.Args[0], "go-build") { // started by go run: there is no ctfleet to type
 		program = "go run ./cmd/ctfleet"

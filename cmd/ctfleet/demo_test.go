@@ -1,7 +1,12 @@
+//go:build linux
+
 package main
 
 import (
+	"bytes"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -108,4 +113,49 @@ func TestDemoStops(t *testing.T) {
 	if code := p.cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(p.stdout.String(), "PROBLEM: the fleet alert did not fire") {
 		t.Errorf("exit code %d:\n%s", code, p.stdout.String())
 	}
+}
+
+// TestDemoNotPermitted: where no lab can be built, the demo plays its recording and says
+// why. The kernel gives no user namespace to who lives in a chroot.
+func TestDemoNotPermitted(t *testing.T) {
+	t.Parallel()
+	requireRoot(t) // for the chroot
+	root := t.TempDir()
+	data, err := os.ReadFile(staticProgram(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.WriteFile(filepath.Join(root, "ctfleet"), data, 0o755), os.Mkdir(filepath.Join(root, "tmp"), 0o777), os.Chmod(filepath.Join(root, "tmp"), 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/ctfleet", "demo", "--duration", "8s", "-o", "json")
+	cmd.Env, cmd.Dir = environment("TMPDIR=/tmp"), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: nobody.Credential}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s%s", err, stdout.String(), stderr.String())
+	}
+	r := parse[demo.Result](t, stdout.String())
+	if !r.Recording || !strings.Contains(r.Why, "not permitted here") || len(r.Alerts) != 1 || len(r.Problems) != 0 {
+		t.Errorf("result: %+v", r)
+	}
+	if !strings.Contains(stderr.String(), "because network namespaces are not permitted here: ") {
+		t.Errorf("it does not say why:\n%s", stderr.String())
+	}
+	if left, err := os.ReadDir(filepath.Join(root, "tmp")); err != nil || len(left) != 0 {
+		t.Errorf("it leaves %v, %v", left, err)
+	}
+}
+
+// staticProgram is ctfleet without libraries that it would have to find.
+func staticProgram(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ctfleet")
+	cmd := exec.Command("go", "build", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return path
 }

@@ -15,7 +15,7 @@ import (
 )
 
 type cli struct {
-	Demo      demoCmd      `cmd:"" help:"Watch three virtual firewalls, an attack and its flush. Needs nothing but Linux."`
+	Demo      demoCmd      `cmd:"" help:"Watch three virtual firewalls, an attack and its flush. Needs nothing but Linux; elsewhere it plays a recording."`
 	Up        upCmd        `cmd:"" help:"Watch this host: NATS, producer, aggregator and responder in one process."`
 	Top       topCmd       `cmd:"" help:"Who has the most flows."`
 	Observe   observeCmd   `cmd:"" help:"The events of the whole fleet as they come, or of the past."`

@@ -1,63 +1,12 @@
+//go:build linux
+
 package main
 
 import (
 	"fmt"
-	"net"
-	"os/exec"
 	"strings"
 	"testing"
-
-	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 )
-
-// debian is the path of a program of Debian's, which the test lacks where it is missing.
-func debian(t *testing.T, program, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return path
-	}
-	labtest.Lacks(t, "%s: apt-get install %s", program, pkg)
-	return ""
-}
-
-// freePort is one that nobody listened on a moment ago.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// listens reports whether somebody takes connections there.
-func listens(addr string) bool {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return false
-	}
-	return c.Close() == nil
-}
-
-// foreign starts a program that is not ours, which the test kills at its end.
-func foreign(t *testing.T, path string, args ...string) {
-	t.Helper()
-	cmd := exec.Command(path, args...)
-	var out output
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s %q\n%s", path, args, out.String())
-		}
-	})
-}
 
 // TestAlertmanager: a real one shows what fires, and the heartbeat, and no longer what
 // is resolved.

@@ -113,9 +113,10 @@ func (t *table) flush() error {
 	return t.tabs.Flush()
 }
 
-// interactive reports whether somebody sits at the other end of f.
+// interactive reports whether somebody sits at the other end of f: every terminal, and
+// nothing else, tells its size.
 func interactive(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	return err == nil
 }
 

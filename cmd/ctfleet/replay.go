@@ -18,16 +18,19 @@ import (
 )
 
 type replayCmd struct {
-	File string `arg:"" help:"The recording, - for standard input: what ctfleet observe -o raw wrote."`
-	aggregator.Judging
-	Output string `short:"o" enum:"human,json,raw" default:"human" help:"human, json (each alert as it would have been published), or raw (tab-separated)."`
+	File    string `arg:"" help:"The recording, - for standard input: what ctfleet observe -o raw wrote."`
+	Rules   string `required:"" type:"existingfile" placeholder:"FILE" help:"The rules to judge it by."`
+	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count, as by the aggregator (${default})."`
+	Output  string `short:"o" enum:"human,json,raw" default:"human" help:"human, json (each alert as it would have been published), or raw (tab-separated)."`
 }
 
 func (c *replayCmd) Run(ctx context.Context) error {
-	if c.Rules == "" {
-		return &exitError{2, errors.New("--rules: which rules?")}
+	opt := aggregator.Options{Rules: c.Rules, MaxKeys: c.MaxKeys}
+	err := opt.Validate()
+	var file rule.File
+	if err == nil {
+		file, err = opt.Load()
 	}
-	file, err := c.Load()
 	if err != nil {
 		return &exitError{2, err}
 	}

@@ -27,7 +27,7 @@ type checkedRule struct {
 }
 
 func (c *rulesCheckCmd) Run() error {
-	f, err := (&aggregator.Judging{Rules: c.File}).Load()
+	f, err := (&aggregator.Options{Rules: c.File}).Load()
 	if err != nil {
 		return err
 	}

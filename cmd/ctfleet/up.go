@@ -54,6 +54,9 @@ func (c *upCmd) Run() error {
 	if err != nil {
 		return &exitError{2, err}
 	}
+	if _, err := seal.OpenTrust(c.Trust); err != nil {
+		return &exitError{2, fmt.Errorf("--trust: %w", err)}
+	}
 	flags := daemon.Flags{LogFormat: c.LogFormat, LogLevel: c.LogLevel}
 	log := flags.Logger(os.Stderr)
 	if code := daemon.Run(log, func(ctx context.Context) error { return c.run(ctx, rules, file, log) }); code != 0 {

@@ -13,6 +13,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/producer"
+	"github.com/ctfleet/ctfleet/internal/seal"
 )
 
 const description = `Streams the connection table's NEW and DESTROY events to NATS. Deletes nothing and blocks nobody, unless --allow-flush or --allow-block is given and a command asks for it.
@@ -38,6 +39,10 @@ func main() {
 			os.Exit(1)
 		}
 		return
+	}
+	if _, err := seal.OpenTrust(f.Trust); err != nil { // a file that a flag names
+		fmt.Fprintln(os.Stderr, "producer: --trust:", err)
+		os.Exit(2)
 	}
 	producer.Alone()
 	log := f.Daemon.Logger(os.Stderr)

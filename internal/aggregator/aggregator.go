@@ -22,15 +22,10 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Judging are the flags of who counts and judges, be it a recording.
-type Judging struct {
-	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
-	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
-}
-
 // Options are what an operator sets; the flags of cmd/aggregator.
 type Options struct {
-	Judging
+	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
+	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
 
 	MetricsTop int `placeholder:"N" help:"Export the N largest sources and destinations of all firewalls as metrics, at most 100. A label then holds an address: each that was among them once is a series of Prometheus for as long as it keeps any (none)."`
 
@@ -39,8 +34,19 @@ type Options struct {
 	HistoryBytes int64         `default:"1073741824" help:"How large its file may become: then the oldest goes (${default})."`
 }
 
+// Validate reports the first option that is wrong.
+func (o *Options) Validate() error {
+	if o.MaxKeys < 1 {
+		return fmt.Errorf("--max-keys: must be at least 1, is %d", o.MaxKeys)
+	}
+	if o.MetricsTop < 0 || o.MetricsTop > maxMetricsTop {
+		return fmt.Errorf("--metrics-top: %d is not within 0 to %d", o.MetricsTop, maxMetricsTop)
+	}
+	return nil
+}
+
 // Load reads the rules file, if there is one.
-func (o *Judging) Load() (rule.File, error) {
+func (o *Options) Load() (rule.File, error) {
 	f := rule.NewFile()
 	if o.Rules == "" {
 		return f, nil
@@ -101,11 +107,8 @@ type Aggregator struct {
 
 // New returns an aggregator for rules that [Options.Load] returned.
 func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
-	if opt.MaxKeys < 1 {
-		return nil, fmt.Errorf("--max-keys: must be at least 1, is %d", opt.MaxKeys)
-	}
-	if opt.MetricsTop < 0 || opt.MetricsTop > maxMetricsTop {
-		return nil, fmt.Errorf("--metrics-top: %d is not within 0 to %d", opt.MetricsTop, maxMetricsTop)
+	if err := opt.Validate(); err != nil {
+		return nil, err
 	}
 	if deps.Limits == (bus.Limits{}) {
 		deps.Limits = bus.DefaultLimits
@@ -163,7 +166,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 		{"recall the firewalls", a.recallFleet},
 		{"find where the replay begins", a.planReplay},
 	} {
-		if !a.retry(ctx, step.what, step.do) {
+		if !a.onBus(ctx, step.what, step.do) {
 			return nil
 		}
 	}
@@ -232,12 +235,20 @@ func (a *Aggregator) planReplay(ctx context.Context) error {
 	return nil
 }
 
+// onBus calls do until it succeeds, while the bus is there; it returns false when ctx
+// ends before.
+func (a *Aggregator) onBus(ctx context.Context, what string, do func(context.Context) error) bool {
+	return a.retry(ctx, what, func(ctx context.Context) error {
+		if err := a.conn.WaitConnected(ctx); err != nil {
+			return err
+		}
+		return do(ctx)
+	})
+}
+
 // retry calls do until it succeeds; it returns false when ctx ends before.
 func (a *Aggregator) retry(ctx context.Context, what string, do func(context.Context) error) bool {
 	for {
-		if a.conn.WaitConnected(ctx) != nil {
-			return false
-		}
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil {
 			return err == nil

@@ -1,3 +1,5 @@
+//go:build linux
+
 package aggregator
 
 import (
@@ -107,7 +109,7 @@ func (r *rig) producer(name string, opt producer.Options) (*producer.Producer, f
 
 func (r *rig) aggregator(rules ...rule.Rule) (*Aggregator, func()) {
 	r.t.Helper()
-	a, err := New(Options{Judging: Judging{MaxKeys: 1 << 20}}, rule.File{Rules: rules, MaxFiring: 100}, Dependencies{
+	a, err := New(Options{MaxKeys: 1 << 20}, rule.File{Rules: rules, MaxFiring: 100}, Dependencies{
 		Bus: bus.Config{Flags: bus.Flags{NATSURL: r.server.URL()}}, Log: r.log, Registry: prometheus.NewRegistry(),
 	})
 	if err != nil {

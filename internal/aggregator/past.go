@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/ctfleet/ctfleet/internal/audit"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/count"
@@ -141,26 +143,21 @@ const copyRecords = 256
 // cannot be written is tried again: the stream keeps it.
 func (a *Aggregator) copyStream(ctx context.Context, stream string, read func(bus.Msg, *history.Record) error) error {
 	var from bus.FollowFrom
-	for {
+	found := a.retry(ctx, "read where the history ends", func(ctx context.Context) error {
 		p, err := a.past.Position(ctx, stream)
-		if err == nil {
-			from = bus.FollowFrom{After: p.Seq, Time: p.Time}
-			break
-		}
-		a.throttle.Warn(a.log, "cannot read where the history ends, retrying", "error", err)
-		if !daemon.Sleep(ctx, time.Second) {
-			return nil
-		}
+		from = bus.FollowFrom{After: p.Seq, Time: p.Time}
+		return err
+	})
+	if !found {
+		return nil
 	}
 	if from.After == 0 {
 		from.Time = time.Now().Add(-a.opt.HistoryAge)
 	}
 	waiting := make(chan history.Record, copyRecords)
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	followed := make(chan error, 1)
-	go func() {
-		followed <- a.conn.Follow(ctx, stream, from, func(m bus.Msg) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return a.conn.Follow(ctx, stream, from, func(m bus.Msg) {
 			r := history.Record{Stream: stream, Position: history.Position{Seq: m.Seq, Time: m.Time}}
 			if err := read(m, &r); err != nil {
 				a.refuse("history", m.Subject, err) // its position is kept all the same
@@ -170,12 +167,23 @@ func (a *Aggregator) copyStream(ctx context.Context, stream string, read func(bu
 			case <-ctx.Done():
 			}
 		})
-	}()
+	})
+	g.Go(func() error {
+		a.writeRecords(ctx, waiting)
+		return nil
+	})
+	return g.Wait()
+}
+
+// writeRecords writes what waits into the history, together what waits together, until
+// ctx ends.
+func (a *Aggregator) writeRecords(ctx context.Context, waiting <-chan history.Record) {
 	var records []history.Record
+	write := func(ctx context.Context) error { return a.past.Record(ctx, records) }
 	for {
 		select {
 		case <-ctx.Done():
-			return <-followed
+			return
 		case r := <-waiting:
 			records = append(records[:0], r)
 		}
@@ -187,15 +195,8 @@ func (a *Aggregator) copyStream(ctx context.Context, stream string, read func(bu
 				more = false
 			}
 		}
-		for {
-			err := a.past.Record(ctx, records)
-			if err == nil || ctx.Err() != nil {
-				break
-			}
-			a.throttle.Warn(a.log, "cannot write to the history, retrying", "stream", stream, "error", err)
-			if !daemon.Sleep(ctx, time.Second) {
-				break
-			}
+		if !a.retry(ctx, "write to the history", write) {
+			return
 		}
 	}
 }

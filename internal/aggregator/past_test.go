@@ -52,7 +52,7 @@ func (a *archive) aggregator(file string) (agg *Aggregator, reg *prometheus.Regi
 	r := rule.Default()
 	r.Name, r.Track, r.Metric, r.Count, r.Seconds, r.Severity = "new-flows", rule.BySrc, rule.New, 30, 10, rule.Critical
 	reg = prometheus.NewRegistry()
-	agg, err := New(Options{Judging: Judging{MaxKeys: 1 << 16}, History: file, HistoryAge: time.Hour, HistoryBytes: 1 << 30}, rule.File{Rules: []rule.Rule{r}, MaxFiring: 100}, Dependencies{
+	agg, err := New(Options{MaxKeys: 1 << 16, History: file, HistoryAge: time.Hour, HistoryBytes: 1 << 30}, rule.File{Rules: []rule.Rule{r}, MaxFiring: 100}, Dependencies{
 		Bus: bus.Config{Flags: bus.Flags{NATSURL: a.url}}, Log: slog.New(slog.DiscardHandler), Registry: reg,
 	})
 	if err != nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -180,7 +182,7 @@ func aggregate(ctx context.Context, url string) (progress func() mark, end func(
 	r := rule.Default()
 	r.Name, r.Track, r.Metric, r.Count, r.Seconds = "bench", rule.BySrc, rule.New, fleetCount, 10
 	reg := prometheus.NewRegistry()
-	a, err := aggregator.New(aggregator.Options{Judging: aggregator.Judging{MaxKeys: 1 << 21}}, rule.File{Rules: []rule.Rule{r}, MaxFiring: 1000}, aggregator.Dependencies{
+	a, err := aggregator.New(aggregator.Options{MaxKeys: 1 << 21}, rule.File{Rules: []rule.Rule{r}, MaxFiring: 1000}, aggregator.Dependencies{
 		Bus: bus.Config{Flags: bus.Flags{NATSURL: url}}, Limits: bus.DefaultLimits, Log: slog.New(slog.DiscardHandler), Registry: reg,
 	})
 	if err != nil {

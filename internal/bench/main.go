@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command bench measures what ctfleet promises, as ratios against a competitor
 // in the same run, and prints one table. A missed target stays in the table as
 // missed, with the reason below it. It needs root; `make bench` runs it and

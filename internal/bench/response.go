@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -120,7 +122,7 @@ func newResponse(ctx context.Context, fw *lab.Firewall, server *bus.Server, conn
 	cfg := bus.Config{Flags: bus.Flags{NATSURL: server.URL()}}
 	over := rule.Default()
 	over.Name, over.Track, over.Metric, over.Count, over.Seconds = "bench", rule.BySrc, rule.New, responseCount, 10
-	agg, err := aggregator.New(aggregator.Options{Judging: aggregator.Judging{MaxKeys: 1 << 20}}, rule.File{Rules: []rule.Rule{over}, MaxFiring: 1000}, aggregator.Dependencies{Bus: cfg, Log: log})
+	agg, err := aggregator.New(aggregator.Options{MaxKeys: 1 << 20}, rule.File{Rules: []rule.Rule{over}, MaxFiring: 1000}, aggregator.Dependencies{Bus: cfg, Log: log})
 	if err != nil {
 		return nil, err
 	}

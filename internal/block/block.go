@@ -14,6 +14,9 @@ import (
 )
 
 const (
+	// Table is the name of our own table, of family inet.
+	Table = "ctfleet"
+
 	// MinFor and MaxFor bound for how long a prefix is blocked at a time. The kernel
 	// looks for elements that have ended about once a second; one that is to stay
 	// for longer than a day is a rule, which somebody should write.
@@ -77,10 +80,7 @@ type sets interface {
 // table that a producer before has left is found again, with all that is blocked.
 // An error that a set is not as it should be has the line for nft that mends it.
 func New(cfg Config) (*Blocker, error) {
-	b := &Blocker{ns: cfg.Namespace, sets: ownTable{}, max: MaxEntries}
-	if len(cfg.Sets) > 0 {
-		b.sets = operatorSets(slices.Clone(cfg.Sets))
-	}
+	b := &Blocker{ns: cfg.Namespace, sets: setsOf(&cfg), max: MaxEntries}
 	err := b.do(func(k *kernel) error {
 		if err := b.sets.check(k); err != nil {
 			return err

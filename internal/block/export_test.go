@@ -1,3 +1,5 @@
+//go:build linux
+
 package block
 
 // SetMax lowers MaxEntries for one Blocker.

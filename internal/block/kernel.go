@@ -1,3 +1,5 @@
+//go:build linux
+
 package block
 
 import (
@@ -7,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -39,6 +42,14 @@ const (
 type kernel struct {
 	*nftables.Conn
 	nl *netlink.Conn // the same socket
+}
+
+// setsOf returns the sets that cfg names, or our own table.
+func setsOf(cfg *Config) sets {
+	if len(cfg.Sets) > 0 {
+		return operatorSets(slices.Clone(cfg.Sets))
+	}
+	return ownTable{}
 }
 
 // open connects to the nftables of ns.

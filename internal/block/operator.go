@@ -1,3 +1,5 @@
+//go:build linux
+
 package block
 
 import (
@@ -20,6 +22,11 @@ type operatorSet struct {
 	name SetName
 	nft  *nftables.Set
 	ipv6 bool
+}
+
+// table is the one that the set is in.
+func (n SetName) table() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamily(families[n.Family]), Name: n.Table}
 }
 
 func (o operatorSets) check(k *kernel) error {
@@ -78,7 +85,7 @@ func (n SetName) find(k *kernel) (operatorSet, error) {
 	if errors.Is(err, unix.ENOENT) {
 		// The type is a guess, from the names that people give.
 		add := n.add(n.Family == "ip6" || n.Family == "inet" && strings.Contains(n.Set, "6"))
-		if _, err := k.ListTableOfFamily(n.Table, families[n.Family]); errors.Is(err, unix.ENOENT) {
+		if _, err := k.ListTableOfFamily(n.Table, n.table().Family); errors.Is(err, unix.ENOENT) {
 			return operatorSet{}, fmt.Errorf("set %s: %w, nor table %s %s: `nft 'add table %s %s; %s'`", n, errMissing, n.Family, n.Table, n.Family, n.Table, add)
 		}
 		return operatorSet{}, fmt.Errorf("set %s: %w: `nft '%s'`", n, errMissing, add)

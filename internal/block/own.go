@@ -1,3 +1,5 @@
+//go:build linux
+
 package block
 
 import (
@@ -15,9 +17,6 @@ import (
 )
 
 const (
-	// Table is the name of our own table, of family inet.
-	Table = "ctfleet"
-
 	// Priority is where our chain comes in the prerouting hook, that of
 	// NF_IP_PRI_RAW_BEFORE_DEFRAG: before conntrack (-200), so that a blocked
 	// packet makes no entry; before the operator's raw rules (-300), since a drop

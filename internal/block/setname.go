@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/google/nftables"
 )
 
 // SetName names a set as nft does.
@@ -19,11 +17,8 @@ type SetName struct {
 // (NFT_NAME_MAXLEN).
 const maxName = 255
 
-var families = map[string]nftables.TableFamily{
-	"inet": nftables.TableFamilyINet,
-	"ip":   nftables.TableFamilyIPv4,
-	"ip6":  nftables.TableFamilyIPv6,
-}
+// families are their numbers (NFPROTO_…).
+var families = map[string]byte{"inet": 1, "ip": 2, "ip6": 10}
 
 // ParseSetName reads FAMILY/TABLE/SET, such as inet/filter/blocked4.
 func ParseSetName(s string) (SetName, error) {
@@ -80,8 +75,4 @@ func validName(name string) error {
 // text is the name as an argument of nft.
 func (n SetName) text() string {
 	return n.Family + " " + n.Table + " " + n.Set
-}
-
-func (n SetName) table() *nftables.Table {
-	return &nftables.Table{Family: families[n.Family], Name: n.Table}
 }

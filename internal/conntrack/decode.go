@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -36,7 +34,7 @@ func Decode(msg []byte, e *events.Event) error {
 	switch kind {
 	case subsysCTNetlink<<8 | msgNew:
 		e.Type = events.Existing
-		if flags&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) != 0 && port == 0 {
+		if flags&(flagCreate|flagExclusive) != 0 && port == 0 {
 			e.Type = events.New
 		}
 	case subsysCTNetlink<<8 | msgDelete:
@@ -45,8 +43,8 @@ func Decode(msg []byte, e *events.Event) error {
 		return fmt.Errorf("decode: message type %#04x is no conntrack entry", kind)
 	}
 	switch msg[nlmsgHeader] {
-	case unix.AF_INET:
-	case unix.AF_INET6:
+	case linuxINET:
+	case linuxINET6:
 		e.IPv6 = true
 	default:
 		return fmt.Errorf("decode: address family %d is neither IPv4 nor IPv6", msg[nlmsgHeader])
@@ -55,6 +53,22 @@ func Decode(msg []byte, e *events.Event) error {
 		return fmt.Errorf("decode: %w", err)
 	}
 	return nil
+}
+
+// cut takes the first netlink message off a datagram; rest is nil after the
+// last one.
+func cut(datagram []byte) (msg, rest []byte, err error) {
+	if len(datagram) < nlmsgHeader {
+		return nil, nil, errTruncated
+	}
+	size := uint64(native.Uint32(datagram))
+	if size < nlmsgHeader || size > uint64(len(datagram)) {
+		return nil, nil, errTruncated
+	}
+	if next := align(int(size)); next < len(datagram) {
+		rest = datagram[next:]
+	}
+	return datagram[:size], rest, nil
 }
 
 // What can be wrong with an attribute. Errors are wrapped with its name on the
@@ -396,5 +410,5 @@ func decodeCounters(p []byte, packets, bytes *uint64) error {
 
 // isICMP reports whether a protocol has type, code and id in the place of ports.
 func isICMP(protocol uint8) bool {
-	return protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
+	return protocol == protoICMP || protocol == protoICMPv6
 }

@@ -3,26 +3,44 @@ package conntrack
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-func TestDecodeStoredMessages(t *testing.T) {
-	for name, msg := range stored(t) {
-		t.Run(name, func(t *testing.T) {
-			e := decodeBoth(t, msg)
-			if e.ID == 0 {
-				t.Error("no id")
-			}
-			if want := strings.Contains(name, "-snat") || strings.Contains(name, "-dnat"); e.NAT != want {
-				t.Errorf("NAT %v, want %v: %+v", e.NAT, want, e)
-			}
-		})
+const messagesDir = "testdata/messages"
+
+// stored returns the captured messages by name.
+func stored(t testing.TB) map[string][]byte {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(messagesDir, "*.hex"))
+	if err != nil {
+		t.Fatal(err)
 	}
+	if len(files) == 0 {
+		t.Fatalf("no messages in %s", messagesDir)
+	}
+	out := map[string][]byte{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		comment, digits, ok := strings.Cut(string(text), "\n")
+		if !ok || !strings.HasPrefix(comment, "# ") {
+			t.Fatalf("%s: the first line must say where it comes from", file)
+		}
+		msg, err := hex.DecodeString(strings.Join(strings.Fields(digits), ""))
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		out[strings.TrimSuffix(filepath.Base(file), ".hex")] = msg
+	}
+	return out
 }
 
 func TestDecodeReadsWhatIsThere(t *testing.T) {
@@ -37,11 +55,11 @@ func TestDecodeReadsWhatIsThere(t *testing.T) {
 		status           uint16
 		counters         events.Counters
 	}{
-		{"udp4-plain-new", events.New, "198.18.0.9", "203.0.113.7", unix.IPPROTO_UDP, 1024, 53, events.StatusConfirmed, events.Counters{}},
-		{"icmp4-plain-new", events.New, "198.18.0.9", "203.0.113.7", unix.IPPROTO_ICMP, 0, 8 << 8, events.StatusConfirmed, events.Counters{}},
-		{"icmp6-plain-new", events.New, "2001:db8:18::9", "2001:db8:113::7", unix.IPPROTO_ICMPV6, 0, 128 << 8, events.StatusConfirmed, events.Counters{}},
-		{"gre6-plain-dump", events.Existing, "2001:db8:18::9", "2001:db8:113::7", unix.IPPROTO_GRE, 0, 0, events.StatusConfirmed | events.StatusSeenReply, events.Counters{}},
-		{"udp4-acct-destroy", events.Destroy, "198.18.0.9", "203.0.113.7", unix.IPPROTO_UDP, 1024, 53,
+		{"udp4-plain-new", events.New, "198.18.0.9", "203.0.113.7", 17, 1024, 53, events.StatusConfirmed, events.Counters{}},
+		{"icmp4-plain-new", events.New, "198.18.0.9", "203.0.113.7", protoICMP, 0, 8 << 8, events.StatusConfirmed, events.Counters{}},
+		{"icmp6-plain-new", events.New, "2001:db8:18::9", "2001:db8:113::7", protoICMPv6, 0, 128 << 8, events.StatusConfirmed, events.Counters{}},
+		{"gre6-plain-dump", events.Existing, "2001:db8:18::9", "2001:db8:113::7", 47, 0, 0, events.StatusConfirmed | events.StatusSeenReply, events.Counters{}},
+		{"udp4-acct-destroy", events.Destroy, "198.18.0.9", "203.0.113.7", 17, 1024, 53,
 			events.StatusConfirmed | events.StatusSeenReply | events.StatusDying, events.Counters{OrigPackets: 1, OrigBytes: 28, ReplyPackets: 1, ReplyBytes: 28}},
 	} {
 		var e events.Event
@@ -110,8 +128,8 @@ func TestDecodeErrorsNameTheFault(t *testing.T) {
 		{"longer than it is", func(b []byte) []byte { native.PutUint32(b, uint32(len(b)+1)); return b }, "says it has"},
 		{"shorter than its headers", func(b []byte) []byte { native.PutUint32(b, headers-1); return b }, "says it has"},
 		{"another subsystem", func(b []byte) []byte { b[5] = 10; return b }, "message type 0x0a02"},
-		{"another family", func(b []byte) []byte { b[16] = unix.AF_BRIDGE; return b }, "address family 7"},
-		{"IPv4 said to be IPv6", func(b []byte) []byte { b[16] = unix.AF_INET6; return b }, "CTA_TUPLE_ORIG: CTA_TUPLE_IP: address of the other family"},
+		{"another family", func(b []byte) []byte { b[16] = 7; return b }, "address family 7"},
+		{"IPv4 said to be IPv6", func(b []byte) []byte { b[16] = linuxINET6; return b }, "CTA_TUPLE_ORIG: CTA_TUPLE_IP: address of the other family"},
 		{"cut", func(b []byte) []byte { native.PutUint32(b, 40); return b[:40] }, "ends within an attribute"},
 		{"address of three bytes", func(b []byte) []byte { b[at(8, 0, 1, 0, 198)] = 7; return b }, "CTA_TUPLE_ORIG: CTA_TUPLE_IP: wrong length"},
 		{"port of one byte", func(b []byte) []byte { b[at(6, 0, 2, 0)] = 5; return b }, "CTA_TUPLE_ORIG: CTA_TUPLE_PROTO: wrong length"},
@@ -135,98 +153,5 @@ func TestDecodeDoesNotAllocate(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { _ = Decode(msg, &e) }); n != 0 {
 			t.Errorf("%s: %v allocations, want none", name, n)
 		}
-	}
-}
-
-// FuzzDecode: nothing makes Decode panic, and what both decoders accept they
-// understand alike.
-func FuzzDecode(f *testing.F) {
-	for _, msg := range stored(f) {
-		f.Add(msg)
-	}
-	f.Fuzz(func(t *testing.T, msg []byte) {
-		var e events.Event
-		if err := Decode(msg, &e); err != nil {
-			return
-		}
-		if wide(msg[headers:native.Uint32(msg)], 2) {
-			return
-		}
-		o, err := decodeOracle(msg)
-		if err != nil || mapped(o.Flow.TupleOrig.IP.SourceAddress, o.Flow.TupleOrig.IP.DestinationAddress,
-			o.Flow.TupleReply.IP.SourceAddress, o.Flow.TupleReply.IP.DestinationAddress) {
-			return
-		}
-		if err := disagree(msg, &e, o); err != nil {
-			t.Errorf("%v\n%x", err, msg)
-		}
-	})
-}
-
-// FuzzDatagram: whatever is in a datagram, each message in it is delivered or
-// counted, and none is invented.
-func FuzzDatagram(f *testing.F) {
-	msgs := stored(f)
-	one, two := msgs["udp4-plain-new"], msgs["tcp6-acct-destroy"]
-	f.Add(one)
-	f.Add(append(bytes.Clone(one), two...))
-	f.Add(append(bytes.Clone(one), 1, 2, 3))
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, datagram []byte) {
-		var c chunk
-		seen := 0
-		count := func(evs []events.Event) { seen += len(evs) }
-		delivered, bad := c.add(datagram, count)
-		delivered += c.deliver(count)
-		if delivered != seen || delivered+bad > 1+len(datagram)/nlmsgHeader {
-			t.Errorf("%d delivered, %d seen, %d bad in %d bytes", delivered, seen, bad, len(datagram))
-		}
-		if len(datagram) > 0 && delivered+bad == 0 {
-			t.Error("bytes that nobody accounts for")
-		}
-	})
-}
-
-func TestDatagramOfSeveralMessages(t *testing.T) {
-	msgs := stored(t)
-	datagram := bytes.Clone(msgs["udp4-plain-new"])
-	foreign := bytes.Clone(msgs["tcp4-plain-new"])
-	foreign[5] = 10 // of another subsystem
-	datagram = append(append(datagram, foreign...), msgs["tcp6-acct-destroy"]...)
-	var c chunk
-	var got []events.Type
-	types := func(evs []events.Event) {
-		for _, e := range evs {
-			got = append(got, e.Type)
-		}
-	}
-	delivered, bad := c.add(datagram, types)
-	delivered += c.deliver(types)
-	if delivered != 2 || bad != 1 || len(got) != 2 || got[0] != events.New || got[1] != events.Destroy {
-		t.Errorf("%d delivered (%v), %d bad, want NEW and DESTROY around one that is not ours", delivered, got, bad)
-	}
-}
-
-func BenchmarkDecode(b *testing.B) {
-	msgs := stored(b)
-	for _, name := range []string{"udp4-plain-new", "tcp6-plain-new", "tcp6-acct-destroy"} {
-		msg := msgs[name]
-		b.Run(name+"/ctfleet", func(b *testing.B) {
-			b.ReportAllocs()
-			var e events.Event
-			for b.Loop() {
-				if err := Decode(msg, &e); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(name+"/ti-mo", func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := decodeOracle(msg); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

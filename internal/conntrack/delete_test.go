@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -15,16 +17,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
-
-// bySrc matches flows from any of the prefixes.
-func bySrc(prefixes ...netip.Prefix) Match { return Match{Prefixes: prefixes, By: events.BySrc} }
-
-// towards matches flows from any of the prefixes to one.
-func towards(server netip.Prefix, prefixes ...netip.Prefix) Match {
-	m := bySrc(prefixes...)
-	m.Towards = server
-	return m
-}
 
 func flush(t testing.TB, c *Conn, m Match, opt FlushOptions) FlushResult {
 	t.Helper()

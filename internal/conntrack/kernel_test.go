@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -14,16 +16,6 @@ import (
 	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
-)
-
-// Clients and servers of the lab that tests name one by one.
-var (
-	client4 = netip.MustParsePrefix("198.18.0.9/32")
-	other4  = netip.MustParsePrefix("198.18.0.10/32")
-	server4 = netip.MustParsePrefix("203.0.113.7/32")
-	client6 = netip.MustParsePrefix("2001:db8:18::9/128")
-	other6  = netip.MustParsePrefix("2001:db8:18::a/128")
-	server6 = netip.MustParsePrefix("2001:db8:113::7/128")
 )
 
 // firewall builds a lab of one firewall with both families.

@@ -10,6 +10,26 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
+// Clients and servers of the lab that tests name one by one.
+var (
+	client4 = netip.MustParsePrefix("198.18.0.9/32")
+	other4  = netip.MustParsePrefix("198.18.0.10/32")
+	server4 = netip.MustParsePrefix("203.0.113.7/32")
+	client6 = netip.MustParsePrefix("2001:db8:18::9/128")
+	other6  = netip.MustParsePrefix("2001:db8:18::a/128")
+	server6 = netip.MustParsePrefix("2001:db8:113::7/128")
+)
+
+// bySrc matches flows from any of the prefixes.
+func bySrc(prefixes ...netip.Prefix) Match { return Match{Prefixes: prefixes, By: events.BySrc} }
+
+// towards matches flows from any of the prefixes to one.
+func towards(server netip.Prefix, prefixes ...netip.Prefix) Match {
+	m := bySrc(prefixes...)
+	m.Towards = server
+	return m
+}
+
 // randomAddr returns one of few addresses, so that prefixes and entries meet.
 func randomAddr(r *rand.Rand, ipv6 bool) netip.Addr {
 	if ipv6 {

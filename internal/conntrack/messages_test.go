@@ -1,8 +1,9 @@
+//go:build linux
+
 package conntrack
 
 import (
 	"bytes"
-	"encoding/hex"
 	"flag"
 	"fmt"
 	"maps"
@@ -24,37 +25,6 @@ import (
 )
 
 var capture = flag.Bool("capture", false, "write the kernel's messages to testdata/messages")
-
-const messagesDir = "testdata/messages"
-
-// stored returns the captured messages by name.
-func stored(t testing.TB) map[string][]byte {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(messagesDir, "*.hex"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(files) == 0 {
-		t.Fatalf("no messages in %s", messagesDir)
-	}
-	out := map[string][]byte{}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		comment, digits, ok := strings.Cut(string(text), "\n")
-		if !ok || !strings.HasPrefix(comment, "# ") {
-			t.Fatalf("%s: the first line must say where it comes from", file)
-		}
-		msg, err := hex.DecodeString(strings.Join(strings.Fields(digits), ""))
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		out[strings.TrimSuffix(filepath.Base(file), ".hex")] = msg
-	}
-	return out
-}
 
 func store(t *testing.T, name, about string, msg []byte) {
 	t.Helper()
@@ -270,21 +240,4 @@ func TestKernelMessages(t *testing.T) {
 	if want := slices.Sorted(maps.Keys(stored(t))); !slices.Equal(slices.Sorted(maps.Keys(got)), want) {
 		t.Errorf("messages of this kernel and those in %s are not the same kinds: run with -capture\n%v\n%v", messagesDir, slices.Sorted(maps.Keys(got)), want)
 	}
-}
-
-// decodeBoth decodes msg with both decoders and fails where they differ.
-func decodeBoth(t testing.TB, msg []byte) events.Event {
-	t.Helper()
-	var e events.Event
-	if err := Decode(msg, &e); err != nil {
-		t.Fatalf("%v\n%x", err, msg)
-	}
-	o, err := decodeOracle(msg)
-	if err != nil {
-		t.Fatalf("oracle: %v\n%x", err, msg)
-	}
-	if err := disagree(msg, &e, o); err != nil {
-		t.Errorf("%v\n%x", err, msg)
-	}
-	return e
 }

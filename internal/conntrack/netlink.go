@@ -3,7 +3,8 @@ package conntrack
 import "encoding/binary"
 
 // Numbers of linux/netlink.h, linux/netfilter/nfnetlink.h and
-// nfnetlink_conntrack.h that golang.org/x/sys/unix does not have.
+// nfnetlink_conntrack.h that golang.org/x/sys/unix does not have, or on Linux only:
+// what was read there is decoded anywhere.
 const (
 	subsysCTNetlink = 1 // NFNL_SUBSYS_CTNETLINK, the high byte of nlmsg_type
 
@@ -22,6 +23,15 @@ const (
 	nlaHeader   = 4                      // struct nlattr: length, type
 	nlaNested   = 1 << 15                // NLA_F_NESTED
 	nlaTypeMask = 1<<14 - 1              // without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+	flagExclusive = 0x200 // NLM_F_EXCL
+	flagCreate    = 0x400 // NLM_F_CREATE
+
+	linuxINET  = 2  // AF_INET
+	linuxINET6 = 10 // AF_INET6
+
+	protoICMP   = 1
+	protoICMPv6 = 58
 )
 
 // Attributes of a conntrack message (CTA_…) and, below, of its nests.

@@ -1,8 +1,12 @@
+//go:build linux
+
 package conntrack
 
 import (
 	"fmt"
 	"net/netip"
+	"strings"
+	"testing"
 
 	"github.com/mdlayher/netlink"
 	timo "github.com/ti-mo/conntrack"
@@ -104,4 +108,84 @@ func mapped(addrs ...netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// decodeBoth decodes msg with both decoders and fails where they differ.
+func decodeBoth(t testing.TB, msg []byte) events.Event {
+	t.Helper()
+	var e events.Event
+	if err := Decode(msg, &e); err != nil {
+		t.Fatalf("%v\n%x", err, msg)
+	}
+	o, err := decodeOracle(msg)
+	if err != nil {
+		t.Fatalf("oracle: %v\n%x", err, msg)
+	}
+	if err := disagree(msg, &e, o); err != nil {
+		t.Errorf("%v\n%x", err, msg)
+	}
+	return e
+}
+
+func TestDecodeStoredMessages(t *testing.T) {
+	for name, msg := range stored(t) {
+		t.Run(name, func(t *testing.T) {
+			e := decodeBoth(t, msg)
+			if e.ID == 0 {
+				t.Error("no id")
+			}
+			if want := strings.Contains(name, "-snat") || strings.Contains(name, "-dnat"); e.NAT != want {
+				t.Errorf("NAT %v, want %v: %+v", e.NAT, want, e)
+			}
+		})
+	}
+}
+
+// FuzzDecode: nothing makes Decode panic, and what both decoders accept they
+// understand alike.
+func FuzzDecode(f *testing.F) {
+	for _, msg := range stored(f) {
+		f.Add(msg)
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		var e events.Event
+		if err := Decode(msg, &e); err != nil {
+			return
+		}
+		if wide(msg[headers:native.Uint32(msg)], 2) {
+			return
+		}
+		o, err := decodeOracle(msg)
+		if err != nil || mapped(o.Flow.TupleOrig.IP.SourceAddress, o.Flow.TupleOrig.IP.DestinationAddress,
+			o.Flow.TupleReply.IP.SourceAddress, o.Flow.TupleReply.IP.DestinationAddress) {
+			return
+		}
+		if err := disagree(msg, &e, o); err != nil {
+			t.Errorf("%v\n%x", err, msg)
+		}
+	})
+}
+
+func BenchmarkDecode(b *testing.B) {
+	msgs := stored(b)
+	for _, name := range []string{"udp4-plain-new", "tcp6-plain-new", "tcp6-acct-destroy"} {
+		msg := msgs[name]
+		b.Run(name+"/ctfleet", func(b *testing.B) {
+			b.ReportAllocs()
+			var e events.Event
+			for b.Loop() {
+				if err := Decode(msg, &e); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/ti-mo", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := decodeOracle(msg); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -10,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -47,12 +48,6 @@ const (
 	minNap   = 50 * time.Microsecond
 	peakRate = 500_000
 )
-
-// ReaderConfig says where to listen.
-type ReaderConfig struct {
-	Namespace   *host.Namespace // nil: the process's own
-	BufferBytes int             // wanted receive buffer; 0 means DefaultBuffer
-}
 
 // Reader receives NEW and DESTROY events from a netlink socket of its own.
 // Receive is for one goroutine; the other methods are for any.

@@ -1,6 +1,9 @@
+//go:build linux
+
 package conntrack
 
 import (
+	"bytes"
 	"net/netip"
 	"sync"
 	"testing"
@@ -370,5 +373,49 @@ func TestNewReaderRefusesNonsense(t *testing.T) {
 			t.Errorf("a buffer of %d bytes was accepted", bytes)
 			_ = r.Close()
 		}
+	}
+}
+
+// FuzzDatagram: whatever is in a datagram, each message in it is delivered or
+// counted, and none is invented.
+func FuzzDatagram(f *testing.F) {
+	msgs := stored(f)
+	one, two := msgs["udp4-plain-new"], msgs["tcp6-acct-destroy"]
+	f.Add(one)
+	f.Add(append(bytes.Clone(one), two...))
+	f.Add(append(bytes.Clone(one), 1, 2, 3))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, datagram []byte) {
+		var c chunk
+		seen := 0
+		count := func(evs []events.Event) { seen += len(evs) }
+		delivered, bad := c.add(datagram, count)
+		delivered += c.deliver(count)
+		if delivered != seen || delivered+bad > 1+len(datagram)/nlmsgHeader {
+			t.Errorf("%d delivered, %d seen, %d bad in %d bytes", delivered, seen, bad, len(datagram))
+		}
+		if len(datagram) > 0 && delivered+bad == 0 {
+			t.Error("bytes that nobody accounts for")
+		}
+	})
+}
+
+func TestDatagramOfSeveralMessages(t *testing.T) {
+	msgs := stored(t)
+	datagram := bytes.Clone(msgs["udp4-plain-new"])
+	foreign := bytes.Clone(msgs["tcp4-plain-new"])
+	foreign[5] = 10 // of another subsystem
+	datagram = append(append(datagram, foreign...), msgs["tcp6-acct-destroy"]...)
+	var c chunk
+	var got []events.Type
+	types := func(evs []events.Event) {
+		for _, e := range evs {
+			got = append(got, e.Type)
+		}
+	}
+	delivered, bad := c.add(datagram, types)
+	delivered += c.deliver(types)
+	if delivered != 2 || bad != 1 || len(got) != 2 || got[0] != events.New || got[1] != events.Destroy {
+		t.Errorf("%d delivered (%v), %d bad, want NEW and DESTROY around one that is not ours", delivered, got, bad)
 	}
 }

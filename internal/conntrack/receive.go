@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -84,20 +86,4 @@ func (m *mailbox) datagram(i int) ([]byte, error) {
 		return nil, errTooLong
 	}
 	return m.buf[i*m.slot : i*m.slot+int(h.size)], nil
-}
-
-// cut takes the first netlink message off a datagram; rest is nil after the
-// last one.
-func cut(datagram []byte) (msg, rest []byte, err error) {
-	if len(datagram) < nlmsgHeader {
-		return nil, nil, errTruncated
-	}
-	size := uint64(native.Uint32(datagram))
-	if size < nlmsgHeader || size > uint64(len(datagram)) {
-		return nil, nil, errTruncated
-	}
-	if next := align(int(size)); next < len(datagram) {
-		rest = datagram[next:]
-	}
-	return datagram[:size], rest, nil
 }

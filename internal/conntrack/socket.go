@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -11,10 +13,6 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/host"
 )
-
-// ErrClosed is returned by whatever is called on, or waits for, something that
-// was closed.
-var ErrClosed = errors.New("conntrack: closed")
 
 // socket is a netlink socket of the netfilter family. It stays out of the Go
 // runtime's poller on purpose: registered there, every message would wake the

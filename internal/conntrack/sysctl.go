@@ -1,3 +1,5 @@
+//go:build linux
+
 package conntrack
 
 import (
@@ -10,17 +12,6 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/host"
 )
-
-// Sysctls are the settings of connection tracking in one namespace; nil is
-// unknown: this kernel, or this namespace, does not have it.
-type Sysctls struct {
-	Events    *int // 0: no events; 1: always; 2: only for flows that begin while somebody listens
-	Acct      *int // 1: packets and bytes are counted
-	Timestamp *int // 1: beginnings and ends are timed
-	TCPLoose  *int // not 0: a TCP packet from the middle of a connection makes an entry
-	Max       *int // entries
-	Buckets   *int
-}
 
 // sysctlNames are in the order of the fields of Sysctls.
 var sysctlNames = [...]string{"nf_conntrack_events", "nf_conntrack_acct", "nf_conntrack_timestamp", "nf_conntrack_tcp_loose", "nf_conntrack_max", "nf_conntrack_buckets"}

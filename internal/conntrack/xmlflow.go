@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -353,16 +351,12 @@ func attribute(attrs []byte, name string) ([]byte, bool) {
 	return nil, false
 }
 
-// Linux's numbers, wherever the XML is read.
-const linuxINET, linuxINET6 = 2, 10
-
 // What has a number may also be known by its name alone.
 var (
 	familyNumbers   = map[string]uint64{"ipv4": linuxINET, "ipv6": linuxINET6}
 	protocolNumbers = map[string]uint64{
-		"icmp": unix.IPPROTO_ICMP, "igmp": unix.IPPROTO_IGMP, "ipip": unix.IPPROTO_IPIP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP,
-		"dccp": unix.IPPROTO_DCCP, "gre": unix.IPPROTO_GRE, "esp": unix.IPPROTO_ESP, "ah": unix.IPPROTO_AH, "icmpv6": unix.IPPROTO_ICMPV6,
-		"sctp": unix.IPPROTO_SCTP, "udplite": unix.IPPROTO_UDPLITE,
+		"icmp": protoICMP, "igmp": 2, "ipip": 4, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "ah": 51, "icmpv6": protoICMPv6,
+		"sctp": 132, "udplite": 136,
 	}
 )
 

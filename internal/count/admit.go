@@ -154,7 +154,6 @@ func (c *Counter) receive(name string, b *events.Batch, stream int64, snapshot b
 		c.first = stream
 	}
 	c.now = max(c.now, stream)
-	f.lastHeard = max(f.lastHeard, stream)
 	run := f.boot(b.Boot)
 	if run == f.newest {
 		f.realm = b.Realm

@@ -197,7 +197,6 @@ func (c *Counter) finish() []Crossing {
 // All numbers are since this counter first heard it, over all its boots.
 type Account struct {
 	Firewall string
-	Realm    string      // of its newest boot
 	Boot     events.Boot // the newest
 	Boots    uint64      // runs of its producer seen
 	Rivals   bool        // two producers use the name at the same time
@@ -212,7 +211,6 @@ type Account struct {
 	TooOld     uint64 // batches too far behind to tell whether they were seen
 	Refused    uint64 // messages that could not be read or made no sense
 	ZoneEvents uint64 // events refused because of MaxZones
-	LastHeard  int64  // stream time of the newest batch, Unix ns
 	LastLoss   int64  // stream time when Lost or Missing last grew, 0: never
 
 	Epoch       uint32 // the epoch that Active counts
@@ -251,9 +249,9 @@ func (c *Counter) Account(firewall string) (Account, bool) {
 
 func (c *Counter) account(f *firewall) Account {
 	a := Account{
-		Firewall: f.name, Realm: f.realm, Boots: uint64(f.nboots), Rivals: rivals(f.boots, c.now),
+		Firewall: f.name, Boots: uint64(f.nboots), Rivals: rivals(f.boots, c.now),
 		Events: f.events, Opened: f.opened, Batches: f.batches, Lost: f.pastLost, Missing: f.pastMissing, Duplicates: f.duplicates,
-		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastHeard: f.lastHeard, LastLoss: f.lastLoss(),
+		TooOld: f.tooOld, Refused: f.refused, ZoneEvents: f.zoneEvents, LastLoss: f.lastLoss(),
 		Epoch: f.epochs.shown.epoch.number(), ActiveKnown: f.epochs.shown.epoch != 0,
 		Approximate: f.epochs.approximate(f.newest, c.now), Short: f.epochs.shown.epoch != 0 && c.short(f),
 		Pending: f.epochs.pending.epoch != 0, PendingSince: f.epochs.pending.since,

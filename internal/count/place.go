@@ -47,7 +47,6 @@ type firewall struct {
 	pastLoss              int64
 
 	events, opened, batches, duplicates, tooOld, refused, zoneEvents uint64
-	lastHeard                                                        int64
 }
 
 // lastLoss is when events were last known to be lost or missing, stream time.

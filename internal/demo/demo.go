@@ -19,13 +19,11 @@ import (
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/daemon"
-	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/producer"
 	"github.com/ctfleet/ctfleet/internal/responder"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/internal/seal"
-	"github.com/ctfleet/ctfleet/internal/traffic"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -33,6 +31,7 @@ import (
 // namespace than the one that the demo runs in.
 type Config struct {
 	HTTP, NATS net.Listener
+	Recording  string        // why a recording is shown; "": the lab is, where there can be one
 	Access     daemon.Access // who may read what HTTP serves
 	Duration   time.Duration // 0: until ctx ends
 	Screen     *Screen       // where the show is shown
@@ -42,6 +41,8 @@ type Config struct {
 // Result is what happened, as `ctfleet demo -o json` prints it. Times are of
 // the first attack.
 type Result struct {
+	Recording bool             `json:"recording"`     // nothing of it happened now, nor on a firewall
+	Why       string           `json:"why,omitempty"` // a recording was shown
 	Firewalls int              `json:"firewalls"`
 	Events    uint64           `json:"events"`
 	Lost      uint64           `json:"lost"`
@@ -50,7 +51,9 @@ type Result struct {
 	DetectMS  float64          `json:"detect_ms"` // from the packet that crossed the threshold to the alert
 	FlushMS   float64          `json:"flush_ms"`  // from the same packet to the last receipt
 	Ordinary  Ordinary         `json:"ordinary"`
-	Problems  []string         `json:"problems"` // why the demo failed, when it did
+	// Simulated is what would have been flushed, had it been no recording.
+	Simulated []events.Decision `json:"simulated,omitempty"`
+	Problems  []string          `json:"problems"` // why the demo failed, when it did
 }
 
 // Ordinary is what became of the ordinary traffic.
@@ -81,41 +84,78 @@ var (
 	attackers = netip.MustParsePrefix("198.18.66.0/24") // a new address for each attack
 )
 
+// stage is where the firewalls of the show are.
+type stage interface {
+	// enforces reports whether what the policy decides is carried out there.
+	enforces() bool
+	// watch starts a producer for each firewall, which g ends with ctx.
+	watch(ctx context.Context, g *errgroup.Group, deps producer.Dependencies) error
+	// ready is nil when all of them report.
+	ready() error
+	// play has the show begin, whose time began at begin, and returns when ctx ends.
+	play(ctx context.Context, s *show, begin time.Time) error
+	// judge adds to the result what only the stage knows. s is locked.
+	judge(s *show)
+	close()
+}
+
 // show is one running demo.
 type show struct {
-	cfg       Config
-	lab       *lab.Lab
-	server    *bus.Server
-	conn      *bus.Conn
-	producers map[string]*producer.Producer
-	talkers   []*traffic.Talkers
-	agg       *aggregator.Aggregator
+	cfg    Config
+	stage  stage
+	server *bus.Server
+	conn   *bus.Conn
+	agg    *aggregator.Aggregator
 
 	mu       sync.Mutex
 	res      Result
-	crossed  time.Time // when the threshold was crossed
 	alerted  time.Time
 	receipts map[string]time.Time // first receipt by firewall
-	attacks  int
-	now      string // what is happening
+	now      string               // what is happening
 }
 
-// Run builds the fleet, runs the show and returns what happened. An error means
-// that it could not be run at all.
+// Run builds the fleet, runs the show and returns what happened. Where no lab can be
+// built it plays a recording, and says so. An error means that it could not be run at
+// all.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
-	s := &show{cfg: cfg, producers: map[string]*producer.Producer{}, receipts: map[string]time.Time{}}
-	s.res = Result{Firewalls: len(names), Alerts: []events.Alert{}, Receipts: []events.Receipt{}, Problems: []string{}}
-	s.say("building three firewalls")
-	var err error
-	if s.lab, err = lab.New(ctx, labSpec()); err != nil {
+	s := newShow(cfg)
+	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
-	defer s.lab.Close()
-	if s.server, err = bus.StartServer(bus.ServerConfig{Listener: cfg.NATS, Open: true, Log: cfg.Log}); err != nil {
+	return s.run(ctx)
+}
+
+func newShow(cfg Config) *show {
+	return &show{cfg: cfg, receipts: map[string]time.Time{}, res: Result{
+		Firewalls: len(names), Alerts: []events.Alert{}, Receipts: []events.Receipt{}, Problems: []string{},
+	}}
+}
+
+// build finds a stage.
+func (s *show) build(ctx context.Context) (err error) {
+	if s.cfg.Recording == "" {
+		s.say("building three firewalls")
+		s.stage, err = newLive(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.cfg.Recording = err.Error()
+	}
+	s.res.Recording, s.res.Why = true, s.cfg.Recording
+	s.cfg.Screen.record(s.cfg.Recording)
+	s.say("playing the recording of three firewalls")
+	s.stage, err = newRecorded()
+	return err
+}
+
+// run is the show on its stage, which it closes.
+func (s *show) run(ctx context.Context) (_ *Result, err error) {
+	defer s.stage.close()
+	if s.server, err = bus.StartServer(bus.ServerConfig{Listener: s.cfg.NATS, Open: true, Log: s.cfg.Log}); err != nil {
 		return nil, err
 	}
 	defer s.server.Close()
-	if s.conn, err = bus.Connect(bus.Config{Server: s.server, Role: "demo", Log: cfg.Log}); err != nil {
+	if s.conn, err = bus.Connect(bus.Config{Server: s.server, Role: "demo", Log: s.cfg.Log}); err != nil {
 		return nil, err
 	}
 	defer s.conn.Close()
@@ -132,9 +172,6 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	}
 	err = s.play(ctx)
 	s.finish()
-	for _, t := range s.talkers {
-		t.Close()
-	}
 	stop()
 	if roleErr := roles.Wait(); err == nil {
 		err = roleErr
@@ -143,22 +180,6 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		return nil, err
 	}
 	return &s.res, nil
-}
-
-func labSpec() lab.Spec {
-	var spec lab.Spec
-	for i, name := range names {
-		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{
-			Name: name, IPv6: i == len(names)-1,
-			Sysctls: map[string]string{
-				"net.netfilter.nf_conntrack_events": "1",
-				"net.netfilter.nf_conntrack_acct":   "1",
-				// A deleted TCP flow must break, so that the show would notice.
-				"net.netfilter.nf_conntrack_tcp_loose": "0",
-			},
-		})
-	}
-	return spec
 }
 
 // startRoles starts aggregator, responder and a producer per firewall.
@@ -170,14 +191,17 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 	r.Recover = 5 * time.Second
 	file := rule.File{Rules: []rule.Rule{r}, MaxFiring: rule.DefaultMaxFiring}
 	var err error
-	s.agg, err = aggregator.New(aggregator.Options{Judging: aggregator.Judging{MaxKeys: 1 << 16}}, file, aggregator.Dependencies{
+	s.agg, err = aggregator.New(aggregator.Options{MaxKeys: 1 << 16}, file, aggregator.Dependencies{
 		Bus: inside, Log: s.cfg.Log, Registry: reg,
 	})
 	if err != nil {
 		return nil, err
 	}
 	p := policy.Default()
-	p.Mode, p.CoolDown = policy.Enforce, 20*time.Second
+	p.CoolDown = 20 * time.Second
+	if s.stage.enforces() {
+		p.Mode = policy.Enforce
+	}
 	p.Policies = []policy.Policy{{Rule: ruleName, Action: policy.ActionFlush, Where: policy.WhereAlert, Unanswered: policy.UnansweredDelete}} // nobody answers the attacker
 	everybody, err := seal.OpenTrust(seal.TrustNone)
 	if err != nil {
@@ -187,21 +211,15 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range names {
-		opt := producer.Options{Name: name, Realm: events.RealmDefault, BufferBytes: 64 << 20, Linger: 10 * time.Millisecond, RingBytes: 16 << 20, AllowFlush: true, Trust: "none"}
-		if s.producers[name], err = producer.New(opt, producer.Dependencies{Bus: inside, Namespace: s.lab.Firewall(name).NS, Log: s.cfg.Log, Registry: reg}); err != nil {
-			return nil, err
-		}
-	}
 	g, ctx := errgroup.WithContext(ctx)
+	if err := s.stage.watch(ctx, g, producer.Dependencies{Bus: inside, Log: s.cfg.Log, Registry: reg}); err != nil {
+		return nil, err
+	}
 	g.Go(func() error {
 		return api.Serve(ctx, s.cfg.HTTP, &s.cfg.Access, s.agg, reg, s.agg.Ready, s.cfg.Log)
 	})
 	g.Go(func() error { return s.agg.Run(ctx) })
 	g.Go(func() error { return resp.Run(ctx) })
-	for _, p := range s.producers {
-		g.Go(func() error { return p.Run(ctx) })
-	}
 	g.Go(func() error {
 		return s.conn.Follow(ctx, bus.StreamAlerts, bus.FollowFrom{All: true}, s.takeAlert)
 	})
@@ -220,12 +238,8 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.waitReady(ctx); err != nil {
 		return err
 	}
-	if err := s.startTalkers(ctx); err != nil {
-		return err
-	}
-	s.say("ordinary traffic through three firewalls")
 	var work errgroup.Group
-	work.Go(func() error { return s.attackLoop(ctx, begin) })
+	work.Go(func() error { return s.stage.play(ctx, s, begin) })
 	for ctx.Err() == nil {
 		s.draw()
 		select {
@@ -238,10 +252,7 @@ func (s *show) play(ctx context.Context) error {
 
 func (s *show) waitReady(ctx context.Context) error {
 	for {
-		missing := s.agg.Ready()
-		for _, p := range s.producers {
-			missing = errors.Join(missing, p.Ready())
-		}
+		missing := errors.Join(s.agg.Ready(), s.stage.ready())
 		if missing == nil {
 			return nil
 		}
@@ -251,78 +262,6 @@ func (s *show) waitReady(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// startTalkers starts ordinary traffic: some clients that keep TCP and UDP
-// conversations up, and short ones besides.
-func (s *show) startTalkers(ctx context.Context) error {
-	for i, fw := range s.lab.Firewalls() {
-		clients := traffic.Addresses(netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i + 1), 0}), 24), 6)[1:]
-		servers := traffic.Addresses(lab.ServerPrefix4, 4)[1:]
-		if fw.IPv6 {
-			clients = append(clients, traffic.Addresses(lab.ClientPrefix6, 4)[1:]...)
-			servers = append(servers, traffic.Addresses(lab.ServerPrefix6, 3)[1:]...)
-		}
-		t, err := traffic.Start(context.WithoutCancel(ctx), fw, traffic.Talk{Clients: clients, Servers: servers, Kept: 2, NewPerSecond: 15, Timeout: patience})
-		if err != nil {
-			return err
-		}
-		s.talkers = append(s.talkers, t)
-	}
-	return nil
-}
-
-func (s *show) attackLoop(ctx context.Context, begin time.Time) error {
-	next := begin.Add(firstAttack)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Until(next)):
-		}
-		next = time.Now().Add(attackEvery)
-		if err := s.attack(ctx); err != nil && ctx.Err() == nil {
-			return err
-		}
-	}
-}
-
-// attack sends half of the threshold through each of two firewalls.
-func (s *show) attack(ctx context.Context) error {
-	s.mu.Lock()
-	s.attacks++
-	n := s.attacks
-	s.mu.Unlock()
-	attacker := traffic.Addresses(attackers, 255)[1+n%250]
-	s.say(fmt.Sprintf("%s attacks through %s: %d new flows through each, %d in the fleet is the threshold", attacker, strings.Join(attacked, " and "), attackPerFW, threshold))
-	var g errgroup.Group
-	ends := make([]time.Time, len(attacked))
-	for i, name := range attacked {
-		g.Go(func() error {
-			start := time.Now()
-			rep, err := traffic.Flood{
-				Protocol: 17, Sources: netip.PrefixFrom(attacker, 32), Destinations: lab.ServerPrefix4, DestinationCount: 64, Port: 53,
-				Count: attackPerFW, Rate: attackRate,
-			}.Run(ctx, s.lab.Firewall(name))
-			if err != nil {
-				return fmt.Errorf("attack through %s: %w", name, err)
-			}
-			// Setting up is not counted, so this is early rather than late and
-			// makes detection look slower rather than faster.
-			ends[i] = start.Add(rep.Elapsed)
-			return nil
-		})
-	}
-	err := g.Wait()
-	if n == 1 {
-		s.mu.Lock()
-		s.crossed = ends[0]
-		if ends[1].After(ends[0]) {
-			s.crossed = ends[1]
-		}
-		s.mu.Unlock()
-	}
-	return err
 }
 
 func (s *show) takeAlert(m bus.Msg) {
@@ -341,7 +280,7 @@ func (s *show) takeAlert(m bus.Msg) {
 	}
 	s.mu.Unlock()
 	s.event(fmt.Sprintf("%-8s %s", a.State, a.Text))
-	if fired {
+	if fired && s.stage.enforces() {
 		s.say("the fleet alert fired, the responder asks for a flush")
 	}
 }
@@ -363,6 +302,12 @@ func (s *show) takeAudit(m bus.Msg) {
 			s.event(fmt.Sprintf("%s: declined, %s", what, d.Reason))
 		} else {
 			s.event(fmt.Sprintf("%s on %s: %s", what, strings.Join(d.Firewalls, " and "), d.Outcome))
+		}
+		if d.Outcome == events.OutcomeSimulated {
+			s.mu.Lock()
+			s.res.Simulated = append(s.res.Simulated, d)
+			s.mu.Unlock()
+			s.say("the fleet alert fired; the responder simulates, on firewalls it would ask for a flush")
 		}
 	case events.VerbFlush, events.VerbResidual:
 		var r events.Receipt
@@ -394,67 +339,42 @@ func (s *show) takeAudit(m bus.Msg) {
 func (s *show) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	res := &s.res
 	for _, f := range s.agg.Firewalls().Firewalls {
-		res.Events += f.Events
-		res.Lost += max(f.Lost, f.Stream.Lost()) + f.Missing
+		s.res.Events += f.Events
+		s.res.Lost += max(f.Lost, f.Stream.Lost()) + f.Missing
 	}
-	for _, t := range s.talkers {
-		st := t.Stats()
-		res.Ordinary.Opened += st.Opened
-		res.Ordinary.Echoed += st.Echoed
-		res.Ordinary.Broken += st.Broken
-	}
-	fail := func(format string, args ...any) { res.Problems = append(res.Problems, fmt.Sprintf(format, args...)) }
 	if s.alerted.IsZero() {
-		fail("the fleet alert did not fire")
+		s.fail("the fleet alert did not fire")
 	}
-	for _, name := range attacked {
-		if _, ok := s.receipts[name]; !ok {
-			fail("%s sent no receipt", name)
+	if s.res.Lost > 0 {
+		s.fail("%d events were lost", s.res.Lost)
+	}
+	s.stage.judge(s)
+}
+
+// fail notes why the demo failed. s is locked.
+func (s *show) fail(format string, args ...any) {
+	s.res.Problems = append(s.res.Problems, fmt.Sprintf(format, args...))
+}
+
+// simulated reports whether a flush of a firewall was. s is locked.
+func (s *show) simulated(firewall string) bool {
+	return slices.ContainsFunc(s.res.Simulated, func(d events.Decision) bool { return slices.Contains(d.Firewalls, firewall) })
+}
+
+// flushed checks that no other than an attacker was to be flushed. s is locked.
+func (s *show) flushed(firewall string, addresses ...string) {
+	for _, a := range addresses {
+		if ip, err := netip.ParseAddr(a); err != nil || !attackers.Contains(ip) {
+			s.fail("%s flushed %s, which was no attacker", firewall, a)
 		}
-	}
-	last := s.alerted
-	for i := range res.Receipts {
-		r := &res.Receipts[i]
-		if r.Deleted == 0 || r.Error != "" || len(r.Refused) > 0 {
-			fail("%s deleted %d entries of %d, refused %v, error %q", r.Firewall, r.Deleted, r.Matched, r.Refused, r.Error)
-		}
-		for _, a := range r.Addresses {
-			if ip, err := netip.ParseAddr(a); err != nil || !attackers.Contains(ip) {
-				fail("%s flushed %s, which was no attacker", r.Firewall, a)
-			}
-		}
-		if r.Deleted > attackPerFW {
-			fail("%s deleted %d entries, the attacker had %d", r.Firewall, r.Deleted, attackPerFW)
-		}
-	}
-	for _, at := range s.receipts {
-		if at.After(last) {
-			last = at
-		}
-	}
-	if !s.crossed.IsZero() && !s.alerted.IsZero() {
-		res.DetectMS = ms(s.alerted.Sub(s.crossed))
-		res.FlushMS = ms(last.Sub(s.crossed))
-	}
-	if res.Ordinary.Echoed == 0 || res.Ordinary.Broken > 0 {
-		fail("ordinary traffic: %d messages echoed, %d conversations broke", res.Ordinary.Echoed, res.Ordinary.Broken)
-	}
-	if res.Lost > 0 {
-		fail("%d events were lost", res.Lost)
-	}
-	if s.attacks == 0 {
-		fail("the time was over before the attack")
 	}
 }
 
-func ms(d time.Duration) float64 { return float64(d.Round(10*time.Microsecond).Microseconds()) / 1000 }
-
 func (s *show) problem(format string, args ...any) {
 	s.mu.Lock()
-	s.res.Problems = append(s.res.Problems, fmt.Sprintf(format, args...))
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.fail(format, args...)
 }
 
 func (s *show) say(what string) {
@@ -482,7 +402,14 @@ func (s *show) draw() {
 // Summary says in a few lines what happened.
 func (r *Result) Summary() string {
 	var b strings.Builder
+	if r.Recording {
+		fmt.Fprintf(&b, "%s\nBecause: %s\n", aRecording, r.Why)
+	}
 	fmt.Fprintf(&b, "%d firewalls, %d events counted, %d lost\n", r.Firewalls, r.Events, r.Lost)
+	for i := range r.Simulated {
+		d := &r.Simulated[i]
+		fmt.Fprintf(&b, "simulated: %s of %s on %s\n", d.Action, d.Address, strings.Join(d.Firewalls, " and "))
+	}
 	for i := range r.Receipts {
 		rc := &r.Receipts[i]
 		fmt.Fprintf(&b, "%s: %d of %d entries of %s deleted\n", rc.Firewall, rc.Deleted, rc.Matched, strings.Join(rc.Addresses, " "))
@@ -490,7 +417,9 @@ func (r *Result) Summary() string {
 	if r.FlushMS > 0 {
 		fmt.Fprintf(&b, "from the packet that crossed the threshold: %.1f ms to the alert, %.1f ms to the last receipt\n", r.DetectMS, r.FlushMS)
 	}
-	fmt.Fprintf(&b, "ordinary traffic: %d conversations, %d messages echoed, %d broken\n", r.Ordinary.Opened, r.Ordinary.Echoed, r.Ordinary.Broken)
+	if !r.Recording {
+		fmt.Fprintf(&b, "ordinary traffic: %d conversations, %d messages echoed, %d broken\n", r.Ordinary.Opened, r.Ordinary.Echoed, r.Ordinary.Broken)
+	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(&b, "PROBLEM: %s\n", p)
 	}

@@ -20,6 +20,7 @@ type Screen struct {
 
 	mu     sync.Mutex
 	begin  time.Time
+	mark   string // in each line, behind the time
 	now    string
 	events []string
 	rowed  time.Time
@@ -32,7 +33,27 @@ func (s *Screen) stamp() string {
 	if s.begin.IsZero() {
 		s.begin = time.Now()
 	}
-	return fmt.Sprintf("%6.2fs", time.Since(s.begin).Seconds())
+	return fmt.Sprintf("%6.2fs%s", time.Since(s.begin).Seconds(), s.mark)
+}
+
+// aRecording fits into a terminal's line.
+const aRecording = "RECORDING, made earlier in a lab: nothing is real now, flushes are simulated"
+
+// record marks the picture and each line as those of a recording, and says why it is
+// one.
+func (s *Screen) record(why string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	s.mark = "  RECORDING"
+	s.Header = append([]string{aRecording, "because " + why}, s.Header...)
+	begun := !s.begin.IsZero()
+	s.mu.Unlock()
+	if begun { // the header, of a screen that is no terminal, has been printed
+		s.Event(aRecording)
+		s.Event("because " + why)
+	}
 }
 
 // Say tells what is happening now.
@@ -89,7 +110,7 @@ func (s *Screen) Draw(fleet []events.FirewallStatus, top *events.TopReply) {
 		s.rowed = time.Now()
 		var parts []string
 		for i := range fleet {
-			parts = append(parts, fmt.Sprintf("%s %d entries", fleet[i].Firewall, fleet[i].Table.Count))
+			parts = append(parts, fmt.Sprintf("%s %s", fleet[i].Firewall, entries(&fleet[i])))
 		}
 		if len(top.Rows) > 0 {
 			parts = append(parts, fmt.Sprintf("top %s %d new flows/%d s", top.Rows[0].Key, top.Rows[0].Value, top.WindowS))
@@ -126,7 +147,11 @@ func (s *Screen) Draw(fleet []events.FirewallStatus, top *events.TopReply) {
 		if f.ActiveKnown {
 			active = fmt.Sprint(f.Active)
 		}
-		line("%-8s %8d %10d %9.0f %8s %6d", f.Firewall, f.Table.Count, f.Table.Limit, f.EventsPerS, active, f.Lost+f.Missing)
+		count, limit := fmt.Sprint(f.Table.Count), fmt.Sprint(f.Table.Limit)
+		if f.Source != "" { // which has no table
+			count, limit = f.Source, f.Source
+		}
+		line("%-8s %8s %10s %9.0f %8s %6d", f.Firewall, count, limit, f.EventsPerS, active, f.Lost+f.Missing)
 	}
 	line("")
 	line("TOP SOURCES, new flows within %d s", top.WindowS)
@@ -147,6 +172,14 @@ func (s *Screen) Draw(fleet []events.FirewallStatus, top *events.TopReply) {
 	}
 	b.WriteString("\x1b[J")
 	io.WriteString(s.Out, b.String())
+}
+
+// entries says what a firewall's table holds, in a few words.
+func entries(f *events.FirewallStatus) string {
+	if f.Source != "" { // nobody knows more of its table than what was counted
+		return fmt.Sprintf("%d active (%s)", f.Active, f.Source)
+	}
+	return fmt.Sprintf("%d entries", f.Table.Count)
 }
 
 // Clear prepares a terminal for Draw.

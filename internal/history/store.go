@@ -140,9 +140,6 @@ func Open(ctx context.Context, opt Options, log *slog.Logger) (*Store, error) {
 // Close closes the file. Run must have returned, or never been called.
 func (s *Store) Close() error { return s.opt.fail(errors.Join(s.read.Close(), s.write.Close())) }
 
-// File is the path of the history.
-func (s *Store) File() string { return s.opt.File }
-
 // Stats is for metrics.
 type Stats struct {
 	Rows    uint64 // written, of all tables

@@ -1,6 +1,13 @@
 package host
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrNotLinux is why this package and those above it do nothing on another system:
+// only Linux has the connection table that ctfleet watches.
+var ErrNotLinux = errors.New("capturing needs Linux")
 
 // Facts are what a preflight judges. Sysctls are nil where they could not be
 // read.
@@ -43,7 +50,10 @@ func Preflight(f Facts) []Finding {
 
 	if f.TableError != nil {
 		remedy := "Is this kernel built with nf_conntrack and nf_conntrack_netlink (modprobe nf_conntrack_netlink)?"
-		if !f.NetAdmin {
+		switch {
+		case errors.Is(f.TableError, ErrNotLinux):
+			remedy = "Run it on a firewall; here, --source xml and --source replay read what was written there."
+		case !f.NetAdmin:
 			remedy = "This process lacks CAP_NET_ADMIN: run as root, or with AmbientCapabilities=CAP_NET_ADMIN; a container needs cap_add: NET_ADMIN and uid 0."
 		}
 		fatal(fmt.Sprintf("The connection table cannot be opened: %v.", f.TableError), remedy)

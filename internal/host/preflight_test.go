@@ -50,6 +50,7 @@ func TestPreflight(t *testing.T) {
 	f("nothing is known", Facts{}, 0, 0)
 	f("no permission", good(func(f *Facts) { f.NetAdmin, f.TableError = false, errors.New("operation not permitted") }), 1, 0)
 	f("a kernel without conntrack", good(func(f *Facts) { f.TableError = errors.New("protocol not supported") }), 1, 0)
+	f("another system", Facts{TableError: ErrNotLinux}, 1, 0)
 	f("no events", good(func(f *Facts) { f.Events = &zero; f.Tracking = &no }), 1, 1)
 	f("nothing tracks", good(func(f *Facts) { f.Tracking = &no }), 0, 1)
 	f("automatic events", good(func(f *Facts) { f.Events = &two }), 0, 1)

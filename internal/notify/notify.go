@@ -74,6 +74,27 @@ type target struct {
 	wake    chan struct{}
 }
 
+// Check returns why nobody could be told: a URL that is none.
+func Check(alertmanager, webhook string) error {
+	_, err := urlOf("alertmanager", alertmanager)
+	if err == nil {
+		_, err = urlOf("webhook", webhook)
+	}
+	return err
+}
+
+// urlOf reads the URL of a target; nil where there is none.
+func urlOf(target, text string) (*url.URL, error) {
+	if text == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("--%s: not an http or https URL", target) // which may hold a password
+	}
+	return u, nil
+}
+
 // New returns a notifier. A URL that is none is an error.
 func New(cfg Config) (*Notifier, error) {
 	if cfg.Every == 0 {
@@ -85,12 +106,12 @@ func New(cfg Config) (*Notifier, error) {
 		name, url, path string
 		body            func([]events.Alert, time.Time, time.Duration) ([]byte, error)
 	}{{"alertmanager", cfg.Alertmanager, "/api/v2/alerts", alertmanagerBody}, {"webhook", cfg.Webhook, "", webhookBody}} {
-		if t.url == "" {
-			continue
+		u, err := urlOf(t.name, t.url)
+		if err != nil {
+			return nil, err
 		}
-		u, err := url.Parse(t.url)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("--%s: not an http or https URL", t.name) // which may hold a password
+		if u == nil {
+			continue
 		}
 		if t.path != "" {
 			u = u.JoinPath(t.path)

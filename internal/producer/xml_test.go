@@ -14,22 +14,11 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// newInputRig is a rig whose producer reads a file: it needs no kernel.
-func newInputRig(t *testing.T, opt Options) *rig {
+// newInputRig is a tally of a producer that reads a file: it needs no kernel.
+func newInputRig(t *testing.T, opt Options) *tally {
 	t.Helper()
-	r := &rig{t: t, seen: map[uint64]bool{}, active: map[uint32]int{}, complete: map[uint32]bool{}}
+	r := newTally(t)
 	var err error
-	if r.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.server.Close() })
-	if r.conn, err = bus.Connect(bus.Config{Server: r.server, Role: "test"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(r.conn.Close)
-	if _, err := r.conn.Bootstrap(t.Context(), bus.DefaultLimits, false); err != nil {
-		t.Fatal(err)
-	}
 	opt.Name, opt.Realm, opt.Linger, opt.RingBytes, opt.BufferBytes = "fw-a", events.RealmDefault, 5*time.Millisecond, max(opt.RingBytes, 1<<20), 1<<20
 	r.p, err = New(opt, Dependencies{
 		Bus: bus.Config{Flags: bus.Flags{NATSURL: r.server.URL()}}, Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
@@ -41,7 +30,7 @@ func newInputRig(t *testing.T, opt Options) *rig {
 }
 
 // read runs the producer to the end of its input, and takes what it has published.
-func (r *rig) read() error {
+func (r *tally) read() error {
 	r.t.Helper()
 	err := r.p.Run(r.t.Context())
 	for _, stream := range []string{bus.StreamEvents, bus.StreamSnapshots} {
@@ -150,7 +139,7 @@ func TestXMLProducerActsOnNothing(t *testing.T) {
 	}
 	defer pipe.Close() // until then: what is not held is closed
 	defer end.Close()
-	r := newInputRig(t, Options{Source: "xml", Trust: "none", Input: fmt.Sprintf("/proc/self/fd/%d", pipe.Fd())})
+	r := newInputRig(t, Options{Source: "xml", Trust: "none", Input: fmt.Sprintf("/dev/fd/%d", pipe.Fd())})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.p.Run(ctx) }()

@@ -31,6 +31,14 @@ type Options struct {
 	SignKey      string        `type:"path" placeholder:"FILE" help:"Seed of the nkey that commands are signed with. Firewalls refuse unsigned ones, unless they run with --trust none."`
 }
 
+// Validate reports the first option that is wrong.
+func (o *Options) Validate() error {
+	if o.NotifyEvery < time.Second {
+		return fmt.Errorf("--notify-every: %s is less than 1s", o.NotifyEvery)
+	}
+	return notify.Check(o.Alertmanager, o.Webhook)
+}
+
 // Signer reads the key of --sign-key; nil where there is none.
 func (o *Options) Signer() (*seal.Signer, error) {
 	if o.SignKey == "" {
@@ -45,9 +53,6 @@ func (o *Options) Signer() (*seal.Signer, error) {
 
 // Notify returns who is told of alerts.
 func (o *Options) Notify(log *slog.Logger, reg *prometheus.Registry) (*notify.Notifier, error) {
-	if o.NotifyEvery < time.Second {
-		return nil, fmt.Errorf("--notify-every: %s is less than 1s", o.NotifyEvery)
-	}
 	return notify.New(notify.Config{Alertmanager: o.Alertmanager, Webhook: o.Webhook, Every: o.NotifyEvery, Log: log, Registry: reg})
 }
 

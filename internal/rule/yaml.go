@@ -1,7 +1,6 @@
 package rule
 
 import (
-	"encoding"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -176,8 +175,6 @@ var protocols = []protocol{
 	{"esp", 50, false}, {"ah", 51, false}, {"icmpv6", 58, false}, {"ospf", 89, false}, {"sctp", 132, true}, {"udplite", 136, true},
 }
 
-var _ encoding.TextMarshaler = Protocol(0)
-
 // String returns the name, or else the number.
 func (p Protocol) String() string {
 	for _, known := range protocols {
@@ -187,9 +184,6 @@ func (p Protocol) String() string {
 	}
 	return strconv.Itoa(int(p))
 }
-
-// MarshalText writes what UnmarshalYAML reads.
-func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
 // UnmarshalYAML reads a name or a number from 1 to 255.
 func (p *Protocol) UnmarshalYAML(unmarshal func(any) error) error {

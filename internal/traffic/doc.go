@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package traffic generates traffic through the virtual firewalls of package lab.
 //
 // [Flood] makes new flows as fast as the kernel takes them, or at a rate: raw

@@ -66,9 +66,6 @@ func (w *BatchWriter) Size() int {
 	return c.Count*denseBytes + len(c.addrs) + len(c.nat) + len(c.zones) + len(c.counters)
 }
 
-// Base is the time of the first event collected.
-func (w *BatchWriter) Base() int64 { return w.base }
-
 // denseBytes is what an event takes in the columns that each event has, without
 // its addresses.
 const denseBytes = 1 + 4 + 1 + 1 + 2 + 2 + 4 + 2

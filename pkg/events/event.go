@@ -57,7 +57,6 @@ const (
 	StatusSrcNAT    uint16 = 1 << 4
 	StatusDstNAT    uint16 = 1 << 5
 	StatusDying     uint16 = 1 << 9
-	StatusOffload   uint16 = 1 << 14
 )
 
 // Addr is an IP address as two numbers, the way it is counted and stored:
