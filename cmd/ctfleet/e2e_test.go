@@ -329,7 +329,8 @@ func (f *fleet) testHTTP(t *testing.T, api string, producer, responder *process)
 		"/metrics":                      "\nctfleet_",
 		"/healthz":                      "ok",
 		"/readyz":                       "ready",
-		"/":                             "/api/v1/top",
+		"/api/v1/":                      "/api/v1/top",
+		"/":                             "<title>ctfleet</title>",
 	} {
 		if code, body := get(t, api+path); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d, without %s:\n%s", path, code, want, body)
