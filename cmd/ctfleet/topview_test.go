@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -69,7 +70,9 @@ func (c call) onScreen(t *testing.T, columns, lines int, name string, args ...st
 		_ = s.cmd.Process.Kill() // it may have ended
 		<-s.ended
 		s.keyboard.Close()
-		s.drawn.Close()
+		if p, ok := s.drawn.InputPipe().(io.Closer); ok { // its own Close races with Read
+			p.Close()
+		}
 		if t.Failed() {
 			t.Logf("%s %q:\n%s", name, args, s.text())
 		}

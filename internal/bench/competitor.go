@@ -59,8 +59,8 @@ func compete(ctx context.Context, role, netns, url string) error {
 	case roleDisk:
 		return serve(ctx, bus.DefaultLimits)
 	case roleAggregator:
-		progress, end, err := aggregate(ctx, url)
-		return answer(progress, end, err)
+		api, progress, end, err := aggregate(ctx, url)
+		return answer(api, progress, end, err)
 	case roleFlood:
 		return floodCounter()
 	}
@@ -85,15 +85,15 @@ func compete(ctx context.Context, role, netns, url string) error {
 	default:
 		err = fmt.Errorf("no competitor is called %q", role)
 	}
-	return answer(progress, end, err)
+	return answer("", progress, end, err)
 }
 
-// answer says that a child is ready, and answers each line with a mark.
-func answer(progress func() mark, end func() error, err error) error {
+// answer says that a child is ready, and a word more, and answers each line with a mark.
+func answer(word string, progress func() mark, end func() error, err error) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready")
+	fmt.Println("ready", word)
 	return errors.Join(marks(progress), end())
 }
 

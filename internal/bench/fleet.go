@@ -12,9 +12,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ctfleet/ctfleet/internal/aggregator"
+	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/internal/synth"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -177,8 +180,8 @@ func (w *alertWatch) wait(ctx context.Context, patience time.Duration) (took []f
 	}
 }
 
-// aggregate is the whole aggregator.
-func aggregate(ctx context.Context, url string) (progress func() mark, end func() error, err error) {
+// aggregate is the whole aggregator, with its API.
+func aggregate(ctx context.Context, url string) (apiURL string, progress func() mark, end func() error, err error) {
 	r := rule.Default()
 	r.Name, r.Track, r.Metric, r.Count, r.Seconds = "bench", rule.BySrc, rule.New, fleetCount, 10
 	reg := prometheus.NewRegistry()
@@ -186,19 +189,26 @@ func aggregate(ctx context.Context, url string) (progress func() mark, end func(
 		Bus: bus.Config{Flags: bus.Flags{NATSURL: url}}, Limits: bus.DefaultLimits, Log: slog.New(slog.DiscardHandler), Registry: reg,
 	})
 	if err != nil {
-		return nil, nil, err
+		return "", nil, nil, err
+	}
+	l, err := daemon.Listen("127.0.0.1:0")
+	if err != nil {
+		return "", nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	end = func() error { cancel(); return <-done }
+	var work errgroup.Group
+	work.Go(func() error { return a.Run(ctx) })
+	work.Go(func() error {
+		return api.Serve(ctx, l, &daemon.Access{}, a, reg, a.Ready, slog.New(slog.DiscardHandler))
+	})
+	end = func() error { cancel(); return work.Wait() }
 	for a.Ready() != nil {
 		if ctx.Err() != nil {
-			return nil, nil, end()
+			return "", nil, nil, end()
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	return func() (m mark) {
+	return "http://" + l.Addr().String(), func() (m mark) {
 		families, err := reg.Gather()
 		if err != nil {
 			return m

@@ -160,10 +160,10 @@ func TestControls(t *testing.T) {
 	r.asks("a prefix", func(q *events.TopQuery) bool { return q.Prefix == "10.0.0.0/8" })
 	r.Click("input[name=hide]")
 	r.asks("no allowlisted", func(q *events.TopQuery) bool { return q.Allowlisted == "hide" })
-	r.Set("input[name=at]", "2026-11-25T14:05")
 	at := int64(webtest.Eval[float64](r.Tab, `new Date("2026-11-25T14:05").getTime()`))
-	r.asks("the past", func(q *events.TopQuery) bool { return q.At == at && q.WindowS == 0 })
 	r.src.change(func(s *source) { s.top[events.BySrc].At = at })
+	r.Set("input[name=at]", "2026-11-25T14:05")
+	r.asks("the past", func(q *events.TopQuery) bool { return q.At == at && q.WindowS == 0 })
 	r.Says("#top-note", "As it was in the minute of")
 	r.Click("#now")
 	r.asks("now again", func(q *events.TopQuery) bool { return q.At == 0 })
@@ -366,6 +366,10 @@ func TestHostile(t *testing.T) {
 	rc := s.entries[1].Receipt
 	rc.Firewall, rc.Verb, rc.Error, rc.Who, rc.Addresses, rc.Refused = evil, evil, evil, evil, []string{evil}, []events.Refusal{{Reason: evil}}
 	s.entries = append(s.entries, audit.Entry{Time: time.Now(), Verb: evil, Act: &events.Act{Verb: evil, What: evil, Who: evil, Reason: evil}, Unsigned: evil})
+	// What no date can be must not keep the rest from being drawn.
+	s.firing[0].Started, s.past[0].Updated, d.Time, rc.Time, rc.BlockedUntil = 1<<62, 1<<62, 1<<62, 1<<62, new(int64(1<<62))
+	// A firewall whose name is one, and nothing else of it.
+	s.firewalls[1].Problems, s.firewalls[1].Version, s.firewalls[1].Labels, s.firewalls[1].Realm = []string{evil}, evil, map[string]string{evil: evil}, evil
 	s.address.Allowlisted = &events.AddressEntry{Prefix: evil, Why: evil}
 	s.address.Src.Peers = []events.Share{{Value: evil, Count: 1}}
 	s.address.Src.Counts[0].Firewalls = map[string]uint64{evil: 1}
@@ -373,18 +377,33 @@ func TestHostile(t *testing.T) {
 	s.address.Stale = []string{evil}
 	r := newRig(t, s)
 	r.ExpectFailures() // a name that is none is refused
+	r.Size(1400, 900)
+	markup := func() {
+		t.Helper()
+		if webtest.Eval[bool](r.Tab, `window.pwned !== undefined || document.querySelectorAll("img, body script").length > 0`) {
+			t.Error("it became markup")
+		}
+		if over := webtest.Eval[[]string](r.Tab, beyond); len(over) > 0 {
+			t.Errorf("beyond the right edge: %q", over)
+		}
+	}
 	r.Open("")
 	for _, place := range []string{"#tiles", "#by-src", "#alert-rows", "#deed-rows", "#top-note", "#notices"} {
 		r.Says(place, evil)
 	}
+	markup()
 	r.Open("#/address/198.51.100.7")
 	r.Says("#story-body", evil)
+	markup()
+	r.Open("#/firewall/fw-lis")
+	r.Says("#story-body .text", evil)
+	r.Says("#story-body .facts", "label "+evil)
+	markup()
 	r.Open("#/firewall/" + strings.ReplaceAll(evil, " ", "%20"))
 	r.Says("#story-title", evil)
 	webtest.Eval[bool](r.Tab, `{location.hash = "#/address/%zz"; true}`)
-	if webtest.Eval[bool](r.Tab, `window.pwned !== undefined || document.querySelectorAll("img, body script").length > 0`) {
-		t.Error("it became markup")
-	}
+	r.Until(`!document.getElementById("story").open`)
+	markup()
 }
 
 // TestToken: where a token is needed, the page asks for it.
@@ -419,6 +438,8 @@ func TestToken(t *testing.T) {
 		t.Error("it still asks")
 	}
 	// The tab keeps it, and nothing else does.
+	r.Do(chromedp.Reload())
+	r.Says("#tiles", "fw-opo")
 	r.Open("#/address/198.51.100.7")
 	r.Says("#story-body", "4,100")
 	if kept := webtest.Eval[int](r.Tab, `localStorage.length + document.cookie.length`); kept != 0 {
@@ -516,6 +537,9 @@ func TestContrast(t *testing.T) {
 	}
 }
 
+// beyond finds what lies beyond the right edge.
+const beyond = `[...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("pre, .skip, .shares") && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "#" + e.id + "." + e.className)`
+
 // TestPhone: on a narrow screen nothing lies beside it.
 func TestPhone(t *testing.T) {
 	t.Parallel()
@@ -526,14 +550,13 @@ func TestPhone(t *testing.T) {
 	r.Open("")
 	r.Says("#by-src", "2001:db8:1234")
 	r.Says("#alert-rows", "resolved")
-	wide := `[...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("pre, .skip") && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + "#" + e.id + "." + e.className)`
-	if over := webtest.Eval[[]string](r.Tab, wide); len(over) > 0 {
+	if over := webtest.Eval[[]string](r.Tab, beyond); len(over) > 0 {
 		t.Errorf("beyond the right edge: %q", over)
 	}
 	r.Picture("phone")
 	r.Open("#/address/198.51.100.7")
 	r.Says("#story-body", "4,100")
-	if over := webtest.Eval[[]string](r.Tab, wide); len(over) > 0 {
+	if over := webtest.Eval[[]string](r.Tab, beyond); len(over) > 0 {
 		t.Errorf("story, beyond the right edge: %q", over)
 	}
 	r.Picture("phone-address")
@@ -579,6 +602,57 @@ func TestManyFirewalls(t *testing.T) {
 	}
 }
 
+// TestManyShares: a row that 200 firewalls have a part of is as long as it is large.
+func TestManyShares(t *testing.T) {
+	t.Parallel()
+	s := many(200)
+	small := events.TopRow{Key: "192.0.2.200", Value: 400, Firewalls: map[string]uint64{}}
+	for _, f := range s.firewalls {
+		small.Firewalls[f.Firewall] = 2
+	}
+	s.top[events.BySrc].Rows[1] = small
+	r := newRig(t, s)
+	r.Size(360, 740)
+	r.Open("")
+	r.Says("#by-src", "192.0.2.200")
+	r.Says("#by-src", "195 more")
+	r.Until(`(([large, row]) => Math.abs(row.getBoundingClientRect().width / large.getBoundingClientRect().width - 400 / 4100) < 0.02)(document.querySelectorAll("#by-src .shares"))`)
+	if n := webtest.Eval[int](r.Tab, `document.querySelectorAll("#by-src tr:nth-child(2) .shares span").length`); n != 9 {
+		t.Errorf("%d parts", n)
+	}
+	if over := webtest.Eval[[]string](r.Tab, beyond); len(over) > 0 {
+		t.Errorf("beyond the right edge: %q", over)
+	}
+}
+
+// TestMeanwhile: what the stream says while the views are being read is newer than
+// they are.
+func TestMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := office()
+	s.hold = make(chan struct{})
+	r := newRig(t, s)
+	r.Open("")
+	r.Says("#tiles", "fw-opo")
+	over, other := s.firing[0], s.firing[0]
+	over.State, over.Updated = events.Resolved, time.Now().UnixMilli()
+	other.ID, other.Key, other.Text = "a9", "192.0.2.99", "192.0.2.99 opened 9999 flows"
+	if got := r.Text("#totals"); !strings.HasSuffix(got, "alerts firing\n–") {
+		t.Errorf("what is not known yet is told: %q", got)
+	}
+	r.src.send(&over, &s.entries[0])
+	r.src.send(&other, nil)
+	r.Says("#alert-rows", "192.0.2.99 opened 9999 flows")
+	close(s.hold)
+	r.Says("#alert-rows", "table-75")
+	r.Says("#totals", "alerts firing\n1")
+	r.Until(`document.querySelectorAll("#alert-rows tr[data-state=firing]").length === 1`)
+	r.Says("#deed-rows", "fw-lis: 2,100")
+	if n := webtest.Eval[int](r.Tab, `document.querySelectorAll("#deed-rows li").length`); n != 2 {
+		t.Errorf("%d deeds, want 2: what came twice is shown twice", n)
+	}
+}
+
 // TestRealms: an address means one host in each realm, and the page shows one realm.
 func TestRealms(t *testing.T) {
 	t.Parallel()
@@ -597,6 +671,11 @@ func TestRealms(t *testing.T) {
 	r.ExpectFailures() // it is known in another
 	r.Click("#by-src button")
 	r.Until(`location.hash === "#/address/198.51.100.7?realm=branch-a"`)
+	// So it does from the story of a firewall.
+	r.Open("#/firewall/fw-opo")
+	r.Until(`document.querySelector("#story-body table button")`)
+	r.Click("#story-body table button")
+	r.Until(`location.hash === "#/address/198.51.100.7?realm=branch-b"`)
 }
 
 // TestFiles: each file is what it says, may be kept, and is asked for again.

@@ -35,6 +35,7 @@ type source struct {
 	entries   []audit.Entry
 	address   *events.AddressReply
 	asked     []events.TopQuery
+	hold      chan struct{} // where there is one, alerts are answered with what they were, when it is closed
 
 	watchers []func(*events.Alert, *audit.Entry)
 }
@@ -57,7 +58,9 @@ func (s *source) Top(q *events.TopQuery) (*events.TopReply, error) {
 		by = events.BySrc
 	}
 	if r := s.top[by]; r != nil {
-		return r, nil
+		clone := *r // a test may change it while it is written
+		clone.Rows = slices.Clone(r.Rows)
+		return &clone, nil
 	}
 	return &events.TopReply{By: by, Metric: events.MetricNew, WindowS: 10, Rows: []events.TopRow{}}, nil
 }
@@ -70,11 +73,16 @@ func (s *source) Firewalls() *events.FirewallsReply {
 
 func (s *source) Alerts(_ context.Context, q *events.AlertsQuery) (*events.AlertsReply, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	list := s.firing
 	if q.State == events.AlertsPast {
-		return &events.AlertsReply{Alerts: append([]events.Alert{}, s.past...)}, nil
+		list = s.past
 	}
-	return &events.AlertsReply{Alerts: append([]events.Alert{}, s.firing...)}, nil
+	r := &events.AlertsReply{Alerts: append([]events.Alert{}, list...)}
+	s.mu.Unlock()
+	if s.hold != nil {
+		<-s.hold
+	}
+	return r, nil
 }
 
 func (s *source) Address(_ context.Context, q *events.AddressQuery) (*events.AddressReply, error) {

@@ -11,10 +11,11 @@ const mostKept = 500; // of those resolved
 export class Alerts {
   constructor(open) {
     this.open = open; // called with a key and a realm, or null and a firewall
-    this.firing = new Map(); // by id
-    this.past = new Map();
-    this.known = false;
+    this.all = new Map(); // by id; with each when it was heard
+    this.known = false; // what fires has been read
+    this.failed = ""; // why something of it could not be read
     this.more = false; // older ones were left out
+    this.turn = 0; // of the last load
     this.shown = first;
     $("alerts-more").addEventListener("click", () => {
       this.shown = this.shown === first ? Infinity : first;
@@ -25,37 +26,57 @@ export class Alerts {
       this.body = el("tbody"));
   }
 
-  // load asks for all of them: what came since the last time may have been missed.
+  // load asks for all of them: what came since the last time may have been missed. What
+  // the stream says meanwhile is newer than the answer, and stays.
   async load() {
-    const [firing, past] = await Promise.all([get("alerts"), get("alerts", {state: "past"})]);
-    this.firing = new Map(firing.alerts.map((a) => [a.id, a]));
-    this.past = new Map(past.alerts.map((a) => [a.id, a]));
-    this.more = Boolean(past.more);
-    this.known = true;
+    const turn = ++this.turn, began = performance.now();
+    const [firing, past] = await Promise.allSettled([get("alerts"), get("alerts", {state: "past"})]);
+    if (turn !== this.turn) return;
+    if (firing.status === "fulfilled") {
+      const ids = new Set(firing.value.alerts.map((a) => a.id));
+      for (const [id, a] of this.all) if (a.state === "firing" && a.heard < began && !ids.has(id)) this.all.delete(id);
+      firing.value.alerts.forEach((a) => this.take(a, began));
+      this.known = true;
+    }
+    if (past.status === "fulfilled") {
+      past.value.alerts.forEach((a) => this.take(a, began));
+      this.more = Boolean(past.value.more);
+    }
+    const failed = [firing, past].find((r) => r.status === "rejected");
+    this.failed = failed ? failed.reason.message : "";
+    if (failed) throw failed.reason;
   }
 
-  // take takes an alert of the stream.
-  take(a) {
-    this.firing.delete(a.id);
-    this.past.delete(a.id);
-    (a.state === "firing" ? this.firing : this.past).set(a.id, a);
-    while (this.past.size > mostKept) {
-      this.past.delete(this.past.keys().next().value);
+  // take takes an alert, unless a later state of it is known.
+  take(a, heard = performance.now()) {
+    const old = this.all.get(a.id);
+    if (old && (old.updated > a.updated || (old.updated === a.updated && old.state === "resolved"))) return;
+    this.all.delete(a.id); // the last taken is the last in the map
+    this.all.set(a.id, {...a, heard});
+    const past = this.list("resolved");
+    for (const gone of past.slice(0, Math.max(0, past.length - mostKept))) {
+      this.all.delete(gone.id);
       this.more = true;
     }
   }
 
+  list(state) { return [...this.all.values()].filter((a) => a.state === state); }
+
+  // firing is how many fire; null: it is not known.
+  firing() { return this.known ? this.list("firing").length : null; }
+
   render(now) {
     this.now = now;
-    for (const [id, a] of this.past) if (a.updated < now - hour) this.past.delete(id);
-    const newest = (m, of) => [...m.values()].sort((a, b) => of(b) - of(a));
-    const all = [...newest(this.firing, (a) => a.started), ...newest(this.past, (a) => a.updated)];
+    for (const a of this.list("resolved")) if (a.updated < now - hour) this.all.delete(a.id);
+    const newest = (state, of) => this.list(state).sort((a, b) => of(b) - of(a));
+    const all = [...newest("firing", (a) => a.started), ...newest("resolved", (a) => a.updated)];
     keyed(this.body, all.slice(0, this.shown), (a) => a.id, (a) => this.make(a), (e, a) => update(e, a, now));
     const more = $("alerts-more");
     show(more, all.length > first);
     text(more, this.shown === first ? `Show all ${all.length}${this.more ? ", of more" : ""}` : `Show the first ${first}`);
     show($("alert-rows"), all.length > 0);
-    if (all.length > 0 || !this.known) show($("alerts-empty"), false);
+    text($("alerts-note"), this.failed ? `cannot be read: ${this.failed}` : "of the last hour");
+    if (all.length > 0 || !this.known || this.failed) show($("alerts-empty"), false);
     else empty($("alerts-empty"), el("p", null, "Nothing fires, and nothing did within the last hour."), el("p", {class: "note"},
       "Thresholds are the rules that the aggregator was started with; ", el("code", null, "ctfleet rules check FILE"), " tells what a file says."));
   }

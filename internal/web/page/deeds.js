@@ -1,34 +1,50 @@
 // What the responder decided, what firewalls answered, what operators did.
 
-import {$, badge, el, empty, keyed, show} from "./dom.js";
+import {$, badge, el, empty, keyed, show, text} from "./dom.js";
 import {get} from "./api.js";
-import {date, list, number, plural, time} from "./format.js";
+import {date, iso, list, number, plural, time} from "./format.js";
 
+const hour = 3_600_000; // ms
 const most = 50;
 
 export class Deeds {
   constructor() {
-    this.entries = []; // newest first
+    this.entries = new Map(); // by what tells them apart: the stream may say one again
     this.known = false;
-    this.number = 0;
+    this.failed = ""; // why they could not be read
+    this.more = false; // earlier ones were left out
+    this.turn = 0; // of the last load
   }
 
   async load() {
-    const {entries} = await get("audit", {since: "1h", limit: most});
-    this.entries = [];
-    entries.forEach((e) => this.take(e));
-    this.known = true;
+    const turn = ++this.turn;
+    try {
+      const {entries, more} = await get("audit", {since: "1h", limit: most});
+      if (turn !== this.turn) return;
+      entries.forEach((e) => this.take(e));
+      this.more ||= Boolean(more);
+      this.known = true;
+      this.failed = "";
+    } catch (e) {
+      if (turn === this.turn) this.failed = e.message;
+      throw e;
+    }
   }
 
   // take takes an entry of the audit.
   take(e) {
-    this.entries.unshift({...e, number: ++this.number});
-    this.entries.length = Math.min(this.entries.length, most);
+    const inner = e.decision ?? e.receipt ?? e.act ?? {};
+    this.entries.set([e.time, e.actor, e.verb, inner.id ?? inner.what].join(" "), e);
   }
 
-  render() {
-    keyed($("deed-rows"), this.entries, (e) => e.number, (e) => deed(Date.parse(e.time), e), () => {});
-    if (this.entries.length > 0 || !this.known) show($("deeds-empty"), false);
+  render(now) {
+    const kept = [...this.entries].map(([key, e]) => ({key, e, ms: Date.parse(e.time)})).filter((x) => !(x.ms < now - hour)).sort((a, b) => b.ms - a.ms);
+    this.more ||= kept.length > most;
+    kept.length = Math.min(kept.length, most);
+    this.entries = new Map(kept.map((x) => [x.key, x.e]));
+    keyed($("deed-rows"), kept, (x) => x.key, (x) => deed(x.ms, x.e), () => {});
+    text($("deeds-note"), this.failed ? `cannot be read: ${this.failed}` : `of the last hour, newest first${this.more && kept.length === most ? `, the latest ${most}` : ""}`);
+    if (kept.length > 0 || !this.known || this.failed) show($("deeds-empty"), false);
     else empty($("deeds-empty"), el("p", null, "Nothing was decided or done within the last hour."), el("p", {class: "note"},
       "A responder decides by its policy; without one it observes. ", el("code", null, "ctfleet flush ADDRESS --dry-run"), " shows what a flush would do."));
   }
@@ -37,7 +53,7 @@ export class Deeds {
 // deed is an entry as an item of a list: {decision}, {receipt} or {act}.
 export function deed(ms, e) {
   const {word, kind, flags, what, why} = e.decision ? decided(e.decision) : e.receipt ? received(e.receipt) : acted(e.act, e.unsigned);
-  return el("li", {class: "deed"}, el("time", {datetime: new Date(ms).toISOString(), title: date(ms)}, time(ms)), " ", badge(word, kind), " ",
+  return el("li", {class: "deed"}, el("time", {datetime: iso(ms), title: date(ms)}, time(ms)), " ", badge(word, kind), " ",
     ...flags.flatMap(([w, k]) => [badge(w, k), " "]), el("span", {class: "text"}, what), why ? el("span", {class: "note text"}, ` ${why}`) : null);
 }
 

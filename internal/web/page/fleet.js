@@ -4,10 +4,9 @@
 import {$, attr, badge, code, el, empty, keyed, replace, show, text} from "./dom.js";
 import {compact, number, percent, plural, span, time} from "./format.js";
 
-const kept = 60; // ticks of each that the sparkline shows
+const kept = 60; // s of each that are kept: what the sparkline shows, and how long a loss is a new one
 const tilesFirst = 24; // shown until more are asked for
-const trendTicks = 30, trendLeast = 5; // ticks that the net rate is taken from
-const lossTicks = 60; // for so long a loss is a new one
+const trend = 30, trendLeast = 5; // s that the net rate is taken from, and ticks that it takes
 const settle = 5_000; // ms; tiles change places at most this often
 
 export class Fleet {
@@ -40,7 +39,8 @@ export class Fleet {
       if (!f) this.all.set(brief.firewall, f = {ticks: []});
       f.brief = brief;
       f.ticks.push({t: tick.time / 1000, new: brief.new_per_s, count: brief.table.count, lost: brief.lost + brief.missing});
-      if (f.ticks.length > kept) f.ticks.shift();
+      // By age, not by number: there may have been a break.
+      while (f.ticks[0].t <= tick.time / 1000 - kept) f.ticks.shift();
     }
     for (const name of this.all.keys()) if (!names.has(name)) this.all.delete(name);
   }
@@ -141,16 +141,16 @@ export function badges(b) {
 // level is how full a table is: as the alarms, 75 and 90 per cent.
 export const level = (b) => (b.table.percent >= 90 ? "bad" : b.table.percent >= 75 ? "warn" : "ok");
 
-// losing is how many events were lost within the ticks that are kept.
+// losing is how many events were lost within the ticks that are kept. A counter that
+// fell began anew.
 function losing(f) {
-  const t = f.ticks.slice(-lossTicks);
-  return t.length ? Math.max(0, t.at(-1).lost - t[0].lost) : 0;
+  return f.ticks.reduce((sum, t, i) => sum + (i > 0 ? Math.max(0, t.lost - f.ticks[i - 1].lost) : 0), 0);
 }
 
 // net is the rate at which the table fills, in entries/s: the slope of a straight line
 // through the last ticks; null while there are too few.
 export function net(ticks) {
-  const t = ticks.slice(-trendTicks);
+  const t = ticks.filter((x) => x.t > ticks.at(-1).t - trend);
   if (t.length < trendLeast) return null;
   const mean = (of) => t.reduce((sum, x) => sum + of(x), 0) / t.length;
   const mt = mean((x) => x.t), mc = mean((x) => x.count);

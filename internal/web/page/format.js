@@ -2,14 +2,17 @@
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3});
-const clock = new Intl.DateTimeFormat(undefined, {hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false});
-const day = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "medium", hour12: false});
+const clock = new Intl.DateTimeFormat(undefined, {hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23"});
+const day = new Intl.DateTimeFormat(undefined, {year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZoneName: "short"});
 
 export const number = (n) => whole.format(n);
 export const compact = (n) => (n < 10 && n % 1 !== 0 ? n.toFixed(1) : short.format(n));
 export const percent = (p) => (p > 0 && p < 10 ? p.toFixed(1) : p.toFixed(0)) + "\u202f%";
-export const time = (ms) => clock.format(ms);
-export const date = (ms) => day.format(ms);
+// A time that is none, whoever wrote it, must not stop what is drawn beside it.
+const valid = (ms) => !Number.isNaN(new Date(ms).getTime());
+export const time = (ms) => (valid(ms) ? clock.format(ms) : "–");
+export const date = (ms) => (valid(ms) ? day.format(ms) : "–");
+export const iso = (ms) => (valid(ms) ? new Date(ms).toISOString() : null);
 export const plural = (n, one, many = one + "s") => `${number(n)} ${n === 1 ? one : many}`;
 
 // span is a duration in seconds: "42 s", "3 min", "2.5 h".

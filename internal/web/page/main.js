@@ -34,7 +34,7 @@ const stream = follow((kind, data) => {
   if (up === link.up && link.ever) return;
   const again = up && link.ever;
   Object.assign(link, {up, why, since: Date.now(), ever: link.ever || up});
-  if (again || !up) top.ask();
+  if (again) top.ask();
   if (up && !loaded) load();
   draw();
 });
@@ -53,18 +53,18 @@ async function load() {
 
 let asked = false;
 function draw() {
+  header(); // at once: a tab that is hidden draws nothing else, and its title counts
   if (asked) return;
   asked = true;
   requestAnimationFrame(() => {
     asked = false;
-    header();
     if (paused) return;
-    const names = fleet.names();
+    const now = fleet.time || Date.now();
     realms();
-    top.firewalls(names);
+    top.firewalls(fleet.names());
     fleet.render();
-    alerts.render(fleet.time || Date.now());
-    deeds.render();
+    alerts.render(now);
+    deeds.render(now);
   });
 }
 
@@ -74,13 +74,14 @@ function header() {
   attr(document.body, "data-link", link.up ? "up" : "down");
   keyed($("notices"), notices(), (n) => n.kind + n.id, (n) => el("li", {class: `notice ${n.kind}`}), (e, n) => text(e, n.says));
   if (paused) return;
-  const t = fleet.totals(), firing = alerts.firing.size;
+  const t = fleet.totals(), firing = alerts.firing();
   const facts = [
     ["firewalls", t.fresh === t.firewalls ? number(t.firewalls) : `${number(t.fresh)} of ${number(t.firewalls)} fresh`, t.fresh < t.firewalls ? "warn" : ""],
     ["new flows/s", compact(t.new)], ["table entries", compact(t.entries)],
-    ["events lost", compact(t.lost), t.lost > 0 ? "warn" : ""], ["alerts firing", number(firing), firing > 0 ? "bad" : ""],
+    ["events lost", compact(t.lost), t.lost > 0 ? "warn" : ""],
   ];
   if (!fleet.known) facts.forEach((f) => { f[1] = "–"; f[2] = ""; });
+  facts.push(["alerts firing", firing === null ? "–" : number(firing), firing > 0 ? "bad" : ""]);
   keyed($("totals"), facts, ([k]) => k, ([k]) => el("div", null, el("dt", null, k), el("dd")), (e, [, v, kind]) => {
     text(e.lastChild, v);
     attr(e.lastChild, "class", kind);
@@ -94,30 +95,32 @@ function notices() {
   if (!link.up && link.ever) out.push({id: "link", kind: "bad", says: `Disconnected since ${time(link.since)}: ${link.why}. What you see is from before; it is tried again.`});
   else if (!link.up && link.why) out.push({id: "link", kind: "bad", says: `Not connected: ${link.why}. It is tried again.`});
   const of = (want) => fleet.list().filter((f) => want(f.brief)).map((f) => f.brief.firewall);
-  const silent = of((b) => b.state === "silent" || b.state === "stale"), recorded = of((b) => b.source === "replay");
+  const silent = of((b) => b.state === "silent" || b.state === "stale"), stopped = of((b) => b.state === "stopped");
+  const recorded = of((b) => b.source === "replay"), printed = of((b) => b.source && b.source !== "replay");
   if (silent.length) out.push({id: "silent", kind: "warn", says: `Nothing is heard from ${list(silent)}: what ${silent.length === 1 ? "it holds" : "they hold"} is missing from the counts.`});
+  if (stopped.length) out.push({id: "stopped", kind: "warn", says: `${list(stopped)} ${stopped.length === 1 ? "was" : "were"} stopped: what came since is not counted.`});
   const losing = fleet.losing();
   if (losing.length) out.push({id: "loss", kind: "warn", says: `${plural(losing.length, "firewall")} lost events within the last minute (${list(losing)}): the truth is higher than the counts.`});
   if (recorded.length) out.push({id: "recorded", kind: "warn", says: `Simulated: what ${list(recorded)} ${recorded.length === 1 ? "sends is a recording" : "send are recordings"}, no live traffic.`});
+  if (printed.length) out.push({id: "printed", kind: "warn", says: `The events of ${list(printed)} do not come from a kernel as they happen.`});
   return out;
 }
 
+let chosen = ""; // realm, by a person
 function realms() {
-  const all = fleet.realms(), s = $("realm");
-  show($("realm-choice"), all.length > 1);
-  const was = top.realm || "default";
-  if ([...s.options].map((o) => o.value).join() !== all.join()) {
-    s.replaceChildren(...all.map((r) => el("option", {value: r}, r)));
-    s.value = all.includes(was) ? was : all[0] ?? "";
-  }
+  const heard = fleet.realms(), s = $("realm");
   // The default realm need not be one that a firewall is in.
-  const now = all.length && !all.includes(was) ? s.value : top.realm;
-  if (now !== top.realm) {
+  const now = chosen || (heard.includes("default") || !heard.length ? "default" : heard[0]);
+  const all = heard.includes(now) ? heard : [now, ...heard];
+  show($("realm-choice"), heard.length > 1);
+  if ([...s.options].map((o) => o.value).join() !== all.join()) s.replaceChildren(...all.map((r) => el("option", {value: r}, r)));
+  s.value = now;
+  if (now !== (top.realm || "default")) {
     top.realm = now;
-    top.ask();
+    top.ask(true);
   }
 }
-$("realm").addEventListener("input", () => { top.realm = $("realm").value; top.ask(); });
+$("realm").addEventListener("input", () => { chosen = $("realm").value; realms(); });
 
 // Pause, keys, the address bar, the token.
 
@@ -140,7 +143,9 @@ document.addEventListener("keydown", (e) => {
 
 function route() {
   const what = storyOf(location.hash);
-  if (what) story.open(what);
+  if (what) {
+    if (!story.shows(what)) story.open(what); // one step may be told twice
+  }
   else story.close();
 }
 addEventListener("hashchange", route);
@@ -150,7 +155,12 @@ onToken((why) => {
   text($("token-note"), why);
   if (!$("sign-in").open) $("sign-in").showModal();
 });
-$("token-form").addEventListener("submit", () => {
+$("token-form").addEventListener("submit", (e) => {
+  if (!/^[\x21-\x7e]+$/.test($("token").value.trim())) { // no header can carry it
+    e.preventDefault();
+    text($("token-note"), "A token has no spaces, and only characters of ASCII.");
+    return;
+  }
   setToken($("token").value.trim());
   $("token").value = "";
   stream.kick();

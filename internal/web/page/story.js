@@ -39,6 +39,11 @@ export class Story {
     this.tell();
   }
 
+  // shows reports whether it is open on that.
+  shows(what) {
+    return this.what !== null && ["kind", "name", "realm"].every((k) => this.what[k] === what[k]);
+  }
+
   close() {
     this.what = null;
     this.turn++;
@@ -55,6 +60,7 @@ export class Story {
       if (turn !== this.turn) return;
       attr(note, "class", "note bad");
       text(note, e.message);
+      if (!this.parts) $("story-body").replaceChildren();
     }
   }
 
@@ -70,14 +76,23 @@ export class Story {
       attr(note, "class", "note");
       text(note, says.join(" "));
       const done = [...a.decisions.map((d) => [d.time, {decision: d}]), ...a.receipts.map((r) => [r.time, {receipt: r}]), ...a.acts.map((x) => [x.time, {act: x}])].sort((x, y) => y[0] - x[0]);
-      replace($("story-body"),
+      const p = this.parts ??= this.addressFrame(a);
+      replace(p.live,
         a.realm === "default" ? null : el("p", null, `Realm ${a.realm}`),
         a.allowlisted && el("p", null, badge("allowlisted", "ok"), ` ${a.allowlisted.prefix}: ${a.allowlisted.why}`),
         el("div", {class: "pair"}, side("As source", a.src, "peers it opened flows to"), side("As destination", a.dst, "peers that opened flows to it")),
         el("h3", null, "Alerts"), a.alerts.length + a.past.length ? el("ul", {class: "plain"}, ...[...a.alerts, ...a.past].map(summary)) : el("p", {class: "empty"}, "None fires, and none was resolved within the last hour."),
         el("h3", null, "What was done"), done.length ? el("ol", {class: "plain"}, ...done.map(([ms, e]) => deed(ms, e))) : el("p", {class: "empty"}, "Nothing within the last hour."),
-        el("h3", null, "To act"), code(...commands(a)));
+        a.more && el("p", {class: "note"}, "There are earlier ones: ctfleet audit list."));
     };
+  }
+
+  // addressFrame makes the places of the story of an address. What may be copied stays
+  // while the rest changes.
+  addressFrame(a) {
+    const live = el("div");
+    $("story-body").replaceChildren(live, el("h3", null, "To act"), code(...commands(a)));
+    return {live};
   }
 
   async firewall(name) {
@@ -92,7 +107,7 @@ export class Story {
         this.parts = null;
         return;
       }
-      const p = this.parts ??= this.frame();
+      const p = this.parts ??= this.frame(f.realm);
       const seen = this.fleet.all.get(name) ?? {brief: f, ticks: []};
       replace(p.badges, ...badges(f));
       p.bar.firstChild.style.width = `${Math.min(f.table.percent, 100)}%`;
@@ -108,14 +123,14 @@ export class Story {
   }
 
   // frame makes the places of the story of a firewall, once for as long as it is open.
-  frame() {
+  frame(realm) {
     const bar = el("span", {class: "meter"}, el("span"));
     const tables = ["By source, new within 10 s", "By destination, new within 10 s"].map((t) => el("table", {"aria-label": t}));
     const p = {badges: el("p", {class: "badges"}), bar, fill: el("p"), spark: spark(), rate: el("p"), problems: el("ul", {class: "warn"}), facts: el("dl", {class: "facts"})};
     $("story-body").replaceChildren(p.badges, p.fill, bar, p.rate, p.spark, p.problems,
       el("div", {class: "pair"}, el("div", null, el("h3", null, "By source, new within 10 s"), tables[0]), el("div", null, el("h3", null, "By destination, new within 10 s"), tables[1])),
       el("h3", null, "Facts"), p.facts);
-    const open = (key) => { location.hash = addressHash(key, ""); };
+    const open = (key) => { location.hash = addressHash(key, realm); };
     return {...p, src: new Table(tables[0], open), dst: new Table(tables[1], open)};
   }
 }

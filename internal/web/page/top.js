@@ -5,6 +5,7 @@ import {get} from "./api.js";
 import {compact, date, list, number, percent} from "./format.js";
 
 const every = 1_000; // ms
+const settle = 200; // ms: who types is not asked about each letter
 const colours = 8; // in the style sheet; firewalls share them in the order of their names
 const most = 5; // firewalls named in words
 
@@ -19,14 +20,20 @@ export class Top {
     this.by = {src: new Table($("by-src"), open), dst: new Table($("by-dst"), open)};
     this.choose([10, 60]);
     this.form.addEventListener("submit", (e) => e.preventDefault());
-    this.form.addEventListener("input", () => this.ask());
-    $("now").addEventListener("click", () => { this.form.at.value = ""; this.ask(); });
+    let typed;
+    this.form.addEventListener("input", () => {
+      clearTimeout(typed);
+      typed = setTimeout(() => this.ask(true), settle);
+    });
+    $("now").addEventListener("click", () => { this.form.at.value = ""; this.ask(true); });
   }
 
   // run asks again and again, while somebody looks.
   run() {
     const step = async () => {
-      if (!this.paused && !document.hidden && !this.busy) await this.ask();
+      // A minute of the past does not change, and what was refused will be again.
+      const done = this.answered === JSON.stringify(this.question()) && (this.refused || this.form.at.value);
+      if (!document.hidden && !this.busy && !done) await this.ask();
       setTimeout(step, every);
     };
     step();
@@ -42,12 +49,16 @@ export class Top {
     };
   }
 
-  async ask() {
+  // ask asks, and shows the answer. While it is paused only what a person does counts.
+  async ask(byHand = false) {
+    if (this.paused && !byHand) return;
     const turn = ++this.turn, q = this.question();
     this.busy = true;
     try {
       const [src, dst] = await Promise.all(["src", "dst"].map((by) => get("top", {by, ...q})));
-      if (turn !== this.turn) return;
+      if (turn !== this.turn || (this.paused && !byHand)) return;
+      this.answered = JSON.stringify(q);
+      this.refused = false;
       attr(this.form.prefix, "aria-invalid", false);
       if (src.windows) this.choose(src.windows);
       for (const r of [src, dst]) this.by[r.by].show(r, this.fleet.names());
@@ -55,7 +66,11 @@ export class Top {
     } catch (e) {
       if (turn !== this.turn) return;
       attr(this.form.prefix, "aria-invalid", e.status === 400 && q.prefix !== "" && "true");
-      if (e.status === 400) this.say(e, true);
+      if (e.status === 400) {
+        this.answered = JSON.stringify(q);
+        this.refused = true;
+      }
+      this.say(`${e.message}. The rows are of the question before.`, true);
     } finally {
       if (turn === this.turn) this.busy = false;
     }
@@ -68,7 +83,7 @@ export class Top {
     show($("now"), this.form.at.value !== "");
     attr(this.form.window, "disabled", this.form.metric.value === "active" || this.form.at.value !== "");
     if (bad) {
-      text(note, r.message);
+      text(note, r);
       return;
     }
     const says = [];
@@ -91,6 +106,7 @@ export class Top {
   // firewalls are those that can be chosen.
   firewalls(names) {
     const s = this.form.firewall, was = s.value;
+    if (was && !names.includes(was)) names = [was, ...names]; // chosen, and not heard now
     if ([...s.options].slice(1).map((o) => o.value).join() === names.join()) return;
     s.replaceChildren(el("option", {value: ""}, "all"), ...names.map((n) => el("option", {value: n}, n)));
     s.value = names.includes(was) ? was : "";
@@ -129,9 +145,12 @@ function update(tr, row, largest, names) {
   const p = tr.parts;
   text(p.value, number(row.value));
   const shares = Object.entries(row.firewalls).sort((a, b) => b[1] - a[1]);
-  keyed(p.bar, shares, ([name]) => name, ([name]) => el("span", {title: name}), (e, [name, value]) => {
-    e.style.width = `${(100 * value) / largest}%`;
-    attr(e, "data-colour", Math.max(0, names.indexOf(name)) % colours);
+  p.bar.style.width = `${(100 * row.value) / largest}%`;
+  const parts = shares.slice(0, colours);
+  if (shares.length > colours) parts.push([`${shares.length - colours} more`, shares.slice(colours).reduce((sum, [, v]) => sum + v, 0)]);
+  keyed(p.bar, parts, ([name]) => name, () => el("span"), (e, [name, value]) => {
+    e.style.width = `${(100 * value) / row.value}%`;
+    attr(e, "data-colour", names.includes(name) ? names.indexOf(name) % colours : "rest");
     attr(e, "title", `${name}: ${number(value)}, ${percent((100 * value) / row.value)}`);
   });
   const words = shares.slice(0, most).map(([name, value]) => `${name} ${compact(value)}`);
