@@ -32,10 +32,17 @@ func TestDemoRecording(t *testing.T) {
 	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+	stamped := 0
 	for line := range strings.Lines(p.stderr.String()) {
-		if stamped := strings.Contains(line, "s  "); stamped && !strings.Contains(line, "RECORDING") {
+		if !strings.Contains(line, "s  ") {
+			continue
+		}
+		if stamped++; !strings.Contains(line, "RECORDING") {
 			t.Errorf("a line that does not say that it is of a recording: %s", line)
 		}
+	}
+	if stamped < 3 {
+		t.Errorf("only %d lines with a time:\n%s", stamped, p.stderr.String())
 	}
 	if !strings.HasPrefix(p.stderr.String(), "RECORDING, ") {
 		t.Errorf("the header does not say that it is a recording:\n%s", p.stderr.String())

@@ -224,7 +224,7 @@ func (x *explained) print(w io.Writer, format string) error {
 		{a.Stale, "stale", "a firewall was silent: what it held is not counted"},
 		{a.Approximate, "approximate", "a firewall's active count was not exact"},
 		{a.Allowlisted, "allowlisted", "the live allowlist covered it"},
-		{a.Muted, "muted", "its firewall was muted: nobody was told"},
+		{a.Muted, "muted", "the bucket said that its firewall is muted, which is not verified here: a responder tells nobody then"},
 		{a.Simulated, "simulated", "it is a trial: nothing acts upon it"},
 	} {
 		if f.is {

@@ -52,17 +52,19 @@ func (a *Aggregator) Events(ctx context.Context, q *observe.Question) (*observe.
 		span = s.next(span)
 	}
 	more := edge.After(begin) || s.latest.more
-	if n := len(found) - q.Limit; n > 0 {
-		found, more = found[n:], true
-	}
 	slices.SortStableFunc(found, func(x, y sighting) int { return x.At.Compare(y.At) })
 	list := &observe.List{Events: []observe.Shown{}, Since: edge.UnixMilli(), More: more}
-	seen := map[origin]bool{}
+	seen := map[origin]bool{} // a batch may be in the stream twice
+	found = slices.DeleteFunc(found, func(f sighting) bool {
+		twice := seen[f.origin]
+		seen[f.origin] = true
+		return twice
+	})
+	if n := len(found) - q.Limit; n > 0 {
+		found, list.More = found[n:], true
+	}
 	for i := range found {
-		if f := &found[i]; !seen[f.origin] { // a batch may be in the stream twice
-			seen[f.origin] = true
-			list.Events = append(list.Events, f.Show())
-		}
+		list.Events = append(list.Events, found[i].Show())
 	}
 	return list, nil
 }

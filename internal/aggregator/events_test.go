@@ -54,7 +54,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	f(observe.Question{Limit: 100}, "map[fw-a 198.18.0.7:40 fw-b 198.18.0.7:20 fw-b 2001:db8::7:10]", false)
-	f(observe.Question{Limit: 45}, "map[fw-a 198.18.0.7:5 fw-b 198.18.0.7:20 fw-b 2001:db8::7:10]", true)
+	f(observe.Question{Limit: 45}, "map[fw-a 198.18.0.7:15 fw-b 198.18.0.7:20 fw-b 2001:db8::7:10]", true)
 	f(observe.Question{Limit: 100, Firewalls: []string{"fw-a"}}, "map[fw-a 198.18.0.7:40]", false)
 	f(observe.Question{Limit: 100, Firewalls: []string{"fw-a", "fw-c"}}, "map[fw-a 198.18.0.7:40]", false)
 	f(observe.Question{Limit: 100, Firewalls: []string{"fw-c"}}, "map[]", false)

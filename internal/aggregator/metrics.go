@@ -57,7 +57,7 @@ var (
 	descPastBytes  = desc("ctfleet_history_bytes", "Size of the history's file and its log.")
 	descTooOld     = desc("ctfleet_too_old_batches_total", "Batches that were not counted: they came too late to tell whether they had been.", "firewall")
 	descZoneLost   = desc("ctfleet_zone_lost_events_total", "Events that were not counted: their firewall has too many conntrack zones.", "firewall")
-	descTop        = desc("ctfleet_top_flows", "With --metrics-top: flows of the largest addresses of each realm's firewalls together; new ones of the last 10 s, or active.", "by", "metric", "realm", "address")
+	descTop        = desc("ctfleet_top_flows", "With --metrics-top: flows of the largest addresses of each realm's firewalls together; new ones of the last 10 s, or active, where these are known of all of them.", "by", "metric", "realm", "address")
 	descHeld       = desc("ctfleet_alerts_held", "Alerts held back by max_firing.")
 )
 
@@ -77,8 +77,15 @@ func (a *Aggregator) collectTop(ch chan<- prometheus.Metric) {
 		for _, metric := range []count.Metric{count.Opened, count.Active} {
 			a.mu.Lock()
 			top := a.counter.TopOfAll(count.Set{Track: track, Metric: metric}, always[0], a.opt.MetricsTop)
+			unknown := map[string]bool{} // realms with a firewall whose active flows are not known yet
+			for _, e := range top {
+				unknown[e.Realm] = len(a.counter.Unknown(count.Place{Realm: e.Realm})) > 0
+			}
 			a.mu.Unlock()
 			for _, e := range top {
+				if metric == count.Active && unknown[e.Realm] {
+					continue
+				}
 				ch <- prometheus.MustNewConstMetric(descTop, prometheus.GaugeValue, float64(e.Value), by, metric.String(), e.Realm, keyText(e.Key))
 			}
 		}

@@ -43,7 +43,9 @@ func (a *Aggregator) takeOrder(m bus.Msg) {
 	case strings.HasPrefix(key, events.DismissKey("")):
 		if err = events.Unmarshal(m.Data, &dismissal); err == nil && key == events.DismissKey(dismissal.Firewall) {
 			a.said.dismissals[dismissal.Firewall] = dismissal
-			a.leaveOut()
+			if a.live && a.fleet[dismissal.Firewall] == nil {
+				a.counter.Forget(dismissal.Firewall)
+			}
 		}
 	}
 	if err != nil {
@@ -71,9 +73,6 @@ func (s *said) dismissed(f *firewall, now time.Time) bool {
 // leaveOut forgets the firewalls that were dismissed before, of which a replay has read
 // something: no report is left of them, by which they would be forgotten.
 func (a *Aggregator) leaveOut() {
-	if !a.live {
-		return
-	}
 	for name := range a.said.dismissals {
 		if a.fleet[name] == nil {
 			a.counter.Forget(name)

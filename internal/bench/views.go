@@ -29,6 +29,8 @@ const (
 	viewTarget    = 50.0                  // ms, p95
 )
 
+const anAddress = "an address"
+
 // viewed are the page's questions: what they are called, and what is asked.
 var viewed = []struct{ name, path string }{
 	{"top by source, new flows", "top?by=src&metric=new&window=10&limit=10"},
@@ -37,7 +39,7 @@ var viewed = []struct{ name, path string }{
 	{"firewalls", "firewalls"},
 	{"alerts, firing", "alerts"},
 	{"alerts, past", "alerts?state=past"},
-	{"an address", "addresses/198.18.0.7"},
+	{anAddress, "addresses/198.18.0.7"},
 }
 
 // benchViews asks what the page asks of an aggregator that counts a million events a
@@ -92,16 +94,20 @@ func benchViews(ctx context.Context) (rows []figure, err error) {
 	seconds := time.Since(start).Seconds()
 	counted := float64(last.Events-first.Events) / seconds
 	name := fmt.Sprintf("views of %d firewalls, %d addresses, %d pages: ", viewFirewalls, viewFirewalls*viewSources, viewReaders)
+	const streams = " The story of an address reads the last hour of two streams of the server besides, by a consumer of its own each."
 	shared := "The server, the aggregator and the simulated fleet share this machine."
 	rows = append(rows, figure{
 		what: name + "events counted meanwhile, per second", ours: fmt.Sprintf("%.0f", counted), target: fmt.Sprint(viewFirewalls * viewRate),
 		met: counted >= 0.98*viewFirewalls*viewRate, why: shared,
 	})
 	for i, v := range viewed {
-		p95 := percentile(took[i], 95)
+		p95, why := percentile(took[i], 95), shared
+		if v.name == anAddress {
+			why += streams
+		}
 		rows = append(rows, figure{
 			what: name + v.name + fmt.Sprintf(", p95 of %d (median)", viewRounds), ours: fmt.Sprintf("%.1f ms (%.1f)", p95, median(took[i])),
-			target: fmt.Sprintf("under %.0f ms", viewTarget), met: p95 < viewTarget, why: shared,
+			target: fmt.Sprintf("under %.0f ms", viewTarget), met: p95 < viewTarget, why: why,
 		})
 	}
 	return rows, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -136,7 +137,8 @@ func (s *show) build(ctx context.Context) (err error) {
 	if s.cfg.Recording == "" {
 		s.say("building three firewalls")
 		s.stage, err = newLive(ctx)
-		if err == nil || ctx.Err() != nil {
+		// What is not permitted is no failure of ours. Anything else is.
+		if !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 		s.cfg.Recording = err.Error()

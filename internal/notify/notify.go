@@ -261,6 +261,8 @@ func (t *target) collect(all bool) (changed map[string]events.Alert, alerts []ev
 	for id, a := range t.firing {
 		if _, waits := told[id]; waits || all && !t.muted(&a) {
 			told[id] = a // as it is now: it may have waited for long
+			// From here on it is told: if it ends while it is muted, that is told too.
+			t.heard[id] = true
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(told)) {
@@ -274,9 +276,7 @@ func (t *target) told(changed map[string]events.Alert, alerts []events.Alert) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range alerts {
-		if a := &alerts[i]; a.State == events.Firing {
-			t.heard[a.ID] = true
-		} else {
+		if a := &alerts[i]; a.State != events.Firing {
 			delete(t.heard, a.ID)
 		}
 	}

@@ -26,6 +26,8 @@ const (
 	// muteSaid is how old an order may be that is confirmed in the audit: later it is
 	// read again, at each start say.
 	muteSaid = 10 * time.Second
+	// muteAhead is how far the clock of who signed an order may be ahead.
+	muteAhead = time.Minute
 )
 
 // takeMute takes what an operator said of a firewall. Where that cannot be verified
@@ -45,6 +47,9 @@ func (r *Responder) takeMute(name string, m bus.Msg) {
 	case err != nil && known:
 		r.mutes.of[name] = events.Mute{Firewall: name, Time: before.Time}
 	case err != nil:
+	case time.UnixMilli(mute.Time).Sub(r.orders.Now()) > muteAhead:
+		// It would hold against every later order, and for longer than MaxMute.
+		err = errors.New("it is of a time to come")
 	case mute.Time < before.Time:
 		err = errors.New("it is of before what is known")
 	default:

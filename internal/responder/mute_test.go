@@ -166,6 +166,8 @@ func TestForgedMute(t *testing.T) {
 		t.Fatal(err)
 	}
 	ignored("an order about another")
+	r.mute(alice, "fw-a", begin.Add(24*time.Hour), 30*24*time.Hour)
+	ignored("an order of tomorrow")
 
 	r.mute(alice, "fw-a", begin, time.Hour)
 	r.until("silence", func() bool { return !p.repeats("a") })

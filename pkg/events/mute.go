@@ -45,8 +45,8 @@ func (m *Mute) Validate() error {
 }
 
 // Dismissal says that a firewall is no part of the fleet any more: it is the value of
-// [DismissKey], signed by an operator. It is about what was heard of the firewall up to
-// a report; one that sends again is there again.
+// [DismissKey], signed by an operator. It names the last report that was heard of the
+// firewall; one that sends again is there again.
 type Dismissal struct {
 	Head     `msgpack:",inline"`
 	Firewall string `msgpack:"firewall" json:"firewall"`
@@ -56,14 +56,18 @@ type Dismissal struct {
 	Time     int64  `msgpack:"time" json:"time"` // Unix ms by the server's clock
 }
 
-// Covers reports whether a report is the last one that was heard, or an earlier one.
+// Covers reports whether a report is the one that the dismissal names: when a firewall
+// will have sent its last cannot be known before.
 func (d *Dismissal) Covers(h *Health) bool {
-	return d.Firewall == h.Firewall && d.Boot == h.Boot && h.Sent <= d.Sent
+	return d.Firewall == h.Firewall && d.Boot == h.Boot && h.Sent == d.Sent
 }
 
 func (d *Dismissal) Validate() error {
 	if err := CheckFirewall(d.Firewall); err != nil {
 		return err
+	}
+	if d.Time < 1 || d.Time > maxAt {
+		return fmt.Errorf("time: %d is no time in Unix ms", d.Time)
 	}
 	return checkText([2]string{"boot", d.Boot}, [2]string{"reason", d.Reason})
 }
