@@ -168,7 +168,7 @@ func whyItFires(a *events.Alert) string {
 		s = fmt.Sprintf("%s is %s or more", a.Metric, number(a.Count))
 	}
 	if a.Scope == events.RealmScope(a.Realm) {
-		return s + ", over the firewalls of realm " + a.Realm
+		return s + ", in the realm " + a.Realm
 	}
 	return s + ", on " + a.Scope + " alone"
 }

@@ -104,7 +104,7 @@ func TestWhyItFires(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
-	f(events.Alert{Track: "by_src", Metric: "new", Count: 3500, Seconds: 10, Key: "198.18.0.7", Scope: "fleet"}, "3500 or more new flows from one source within 10 s, over the firewalls of realm default")
+	f(events.Alert{Track: "by_src", Metric: "new", Count: 3500, Seconds: 10, Key: "198.18.0.7", Scope: "fleet"}, "3500 or more new flows from one source within 10 s, in the realm default")
 	f(events.Alert{Track: "by_dst", Metric: "active", Count: 1_000_000, Key: "198.18.0.0/24", Scope: "fw-a"}, "1000000 or more flows at a time to the destinations of one /24, on fw-a alone")
 	f(events.Alert{Track: "by_src", Metric: "unreplied", Count: 7, Seconds: 60, Key: "2001:db8::/64", Scope: "fw-a"}, "7 or more flows from the sources of one /64 that ended unanswered within 60 s, on fw-a alone")
 	f(events.Alert{Track: "table", Metric: "silent_seconds", Count: 60, Key: "table", Scope: "fw-a"}, "silent_seconds is 60 or more, on fw-a alone")

@@ -29,7 +29,8 @@ func (m *model) every() time.Duration {
 type answer struct {
 	round   int
 	at      time.Time
-	err     error // the first one; nothing of the rest is shown then
+	err     error // the first one
+	head    bool  // fleet and alerts are answers, whatever became of the rest
 	query   events.TopQuery
 	fleet   events.FirewallsReply
 	alerts  events.AlertsReply
@@ -49,9 +50,10 @@ func (m *model) ask() tea.Cmd {
 	subject, ask := m.subject, m.cfg.Ask
 	return func() tea.Msg {
 		defer cancel()
-		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return ask(ctx, events.QueryFirewalls, &events.FirewallsQuery{}, &a.fleet) })
-		g.Go(func() error { return ask(ctx, events.QueryAlerts, &events.AlertsQuery{}, &a.alerts) })
+		// One that fails takes no other with it.
+		var head, g errgroup.Group
+		head.Go(func() error { return ask(ctx, events.QueryFirewalls, &events.FirewallsQuery{}, &a.fleet) })
+		head.Go(func() error { return ask(ctx, events.QueryAlerts, &events.AlertsQuery{}, &a.alerts) })
 		if subject == nil {
 			a.top = &events.TopReply{}
 			g.Go(func() error { return ask(ctx, events.QueryTop, &a.query, a.top) })
@@ -59,7 +61,11 @@ func (m *model) ask() tea.Cmd {
 			a.address = &events.AddressReply{}
 			g.Go(func() error { return ask(ctx, events.QueryAddress, subject, a.address) })
 		}
-		a.err = g.Wait()
+		a.err = head.Wait()
+		a.head = a.err == nil
+		if err := g.Wait(); a.err == nil {
+			a.err = err
+		}
 		a.at = time.Now()
 		return a
 	}
@@ -73,6 +79,10 @@ func (m *model) take(a *answer) {
 	m.giveUp()
 	m.waiting = false
 	m.now = later(m.now, a.at)
+	if a.head {
+		m.fleet, m.alerts = a.fleet.Firewalls, a.alerts.Alerts
+		m.noteLoss()
+	}
 	if a.err != nil {
 		if m.err == nil {
 			m.failed = m.now
@@ -81,8 +91,7 @@ func (m *model) take(a *answer) {
 		return
 	}
 	m.err = nil
-	m.answered, m.fleet, m.alerts = a.at, a.fleet.Firewalls, a.alerts.Alerts
-	m.noteLoss()
+	m.answered = a.at
 	if a.address != nil {
 		m.address = a.address
 		return

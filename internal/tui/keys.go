@@ -2,7 +2,6 @@ package tui
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -77,7 +76,7 @@ func (m *model) step(name string) int {
 	case "pgdown":
 		return max(m.height/2, 1)
 	case "end":
-		return math.MaxInt32
+		return 1 << 20 // more than there can be
 	}
 	return 0
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -54,6 +55,9 @@ type model struct {
 	wrong    string // what the last key could not do
 }
 
+// maxPaste is how many bytes may be pasted: more than a prefix has.
+const maxPaste = 64
+
 func newModel(ctx context.Context, cfg Config, now time.Time) *model {
 	cfg.Query.V = events.MessageVersion // as it will be sent, so that it compares
 	return &model{
@@ -89,7 +93,10 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		m.take(msg)
 	case tea.PasteMsg:
 		if m.typing {
-			m.typed += clean(msg.Content)
+			// What is copied often ends with its line. What is longer is no prefix.
+			if text := clean(strings.TrimSpace(msg.Content)); len(text) <= maxPaste {
+				m.typed, m.wrong = m.typed+text, ""
+			}
 		}
 	case tea.KeyPressMsg:
 		return m, m.press(msg)

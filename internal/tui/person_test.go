@@ -92,7 +92,7 @@ func (p *person) write(text string) {
 
 // gets is an answer to what was asked last, after so long.
 func (p *person) gets(after time.Duration, a answer) {
-	a.round, a.at, a.query = p.round, noon.Add(after), p.query
+	a.round, a.at, a.query, a.head = p.round, noon.Add(after), p.query, a.head || a.err == nil
 	p.send(&a)
 }
 
