@@ -14,7 +14,7 @@ import (
 
 // Access says who may read what is served over HTTP.
 type Access struct {
-	HTTPTokenFile string `name:"http-token-file" placeholder:"FILE|none" help:"Serve only who sends the token in this file (Authorization: Bearer), but for /healthz and /readyz. Nobody else may read the file. It must be given where the address is not loopback; none: whoever reaches it may read."`
+	HTTPTokenFile string `name:"http-token-file" placeholder:"FILE|none" help:"Serve only who sends the token in this file (Authorization: Bearer), but for /healthz, /readyz and the files of the page. Nobody else may read the file. It must be given where the address is not loopback; none: whoever reaches it may read."`
 
 	token [sha256.Size]byte // its digest
 }
@@ -33,7 +33,7 @@ const minToken = 16
 const maxToken = 4096
 
 // CheckAccess reads the token, if there is one, and refuses to serve everybody who reaches
-// an address that is not loopback. It must be called before Guard.
+// an address that is not loopback. It must be called before RequireToken.
 func (a *Access) CheckAccess(listen string) error {
 	if a.guarded() {
 		token, err := readToken(a.HTTPTokenFile)
