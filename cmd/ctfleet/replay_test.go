@@ -145,19 +145,21 @@ func TestReplayAgreesWithTheAggregator(t *testing.T) {
 		t.Fatal(err)
 	}
 	r = c.run(t, "ctfleet", "replay", tape, "--rules", rules, "-o", "json")
-	found := 0
+	found := map[string]bool{}
 	for line := range strings.Lines(r.stdout) {
 		again := parse[events.Alert](t, line)
 		first, ok := fired[again.ID]
-		if !ok || again.Updated != first.Updated {
+		if !ok || found[again.ID] {
 			continue
 		}
-		found++
+		found[again.ID] = true
+		// When it was reported may differ: a tick may have moved the aggregator's clock on
+		// between the crossing and the report, and a replay has no ticks.
 		if again.Started != first.Started || again.Value != first.Value || again.Text != first.Text {
 			t.Errorf("the aggregator said\n%+v\nthe replay says\n%+v", first, again)
 		}
 	}
-	if r.code != 0 || found != len(fired) {
-		t.Errorf("%d of %d alerts are found again: %+v", found, len(fired), r)
+	if r.code != 0 || len(found) != len(fired) {
+		t.Errorf("%d of %d alerts are found again: %+v", len(found), len(fired), r)
 	}
 }
