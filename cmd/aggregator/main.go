@@ -13,6 +13,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/aggregator"
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/rule"
 )
@@ -68,7 +69,7 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	log := f.Daemon.Logger(os.Stderr)
 	cfg := bus.Config{Flags: f.Flags}
 	if f.EmbeddedNATS {
-		server, err := bus.StartServer(bus.ServerConfig{Listen: f.NATSListen, Dir: f.EmbeddedDir, Log: log})
+		server, err := embedded.Start(embedded.Config{Listen: f.NATSListen, Dir: f.EmbeddedDir, Log: log})
 		if err != nil {
 			return err
 		}

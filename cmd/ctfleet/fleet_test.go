@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/internal/traffic"
@@ -21,7 +22,7 @@ import (
 type fleet struct {
 	t      *testing.T
 	lab    *lab.Lab
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn
 	call   // with the server, whom to trust, and the operator's key in its environment
 
@@ -60,7 +61,7 @@ func newFleet(t *testing.T, firewalls ...string) *fleet {
 	}
 	f := &fleet{t: t, lab: labtest.New(t, spec)}
 	var err error
-	if f.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+	if f.server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.server.Close)

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 )
 
 // TestPast reads times as people write them.
@@ -42,7 +42,7 @@ func TestPast(t *testing.T) {
 // not have, and gives it files that it cannot use.
 func TestHistoryFlags(t *testing.T) {
 	t.Parallel()
-	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	server, err := embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/auth"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/producer"
@@ -73,7 +74,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 		}
 		c.Dir = filepath.Join(cache, "ctfleet")
 	}
-	server, err := bus.StartServer(bus.ServerConfig{Listen: c.NATSListen, Dir: c.Dir, Log: log})
+	server, err := embedded.Start(embedded.Config{Listen: c.NATSListen, Dir: c.Dir, Log: log})
 	if err != nil {
 		return err
 	}

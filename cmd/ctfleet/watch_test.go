@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -14,7 +15,7 @@ import (
 // long ago as was asked for; and nothing that could not be shown.
 func TestAlertsWatch(t *testing.T) {
 	t.Parallel()
-	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	server, err := embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/lab/labtest"
 	"github.com/ctfleet/ctfleet/internal/producer"
@@ -29,7 +30,7 @@ import (
 type rig struct {
 	t      *testing.T
 	lab    *lab.Lab
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn
 	log    *slog.Logger
 
@@ -47,7 +48,7 @@ func newRig(t *testing.T, firewalls ...string) *rig {
 	}
 	r := &rig{t: t, lab: labtest.New(t, spec), log: slog.New(slog.NewTextHandler(testLog{t}, nil))}
 	var err error
-	if r.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+	if r.server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.server.Close)

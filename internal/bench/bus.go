@@ -8,18 +8,19 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 )
 
 // streams are kept in memory, so that a disk is no part of what is measured.
 var streams = bus.Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}
 
 // startBus starts a NATS server with all streams in memory and connects to it.
-func startBus(ctx context.Context) (server *bus.Server, conn *bus.Conn, stop func(), err error) {
+func startBus(ctx context.Context) (server *embedded.Server, conn *bus.Conn, stop func(), err error) {
 	return startBusWith(ctx, streams)
 }
 
-func startBusWith(ctx context.Context, limits bus.Limits) (server *bus.Server, conn *bus.Conn, stop func(), err error) {
-	if server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Open: true}); err != nil {
+func startBusWith(ctx context.Context, limits bus.Limits) (server *embedded.Server, conn *bus.Conn, stop func(), err error) {
+	if server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Open: true}); err != nil {
 		return nil, nil, nil, err
 	}
 	if conn, err = bus.Connect(bus.Config{Server: server, Role: "bench"}); err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/aggregator"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/lab"
 	"github.com/ctfleet/ctfleet/internal/policy"
@@ -116,7 +117,7 @@ type receipt struct {
 	at time.Time
 }
 
-func newResponse(ctx context.Context, fw *lab.Firewall, server *bus.Server, conn *bus.Conn) (*response, error) {
+func newResponse(ctx context.Context, fw *lab.Firewall, server *embedded.Server, conn *bus.Conn) (*response, error) {
 	r := &response{fw: fw, receipts: make(chan receipt, 16)}
 	log := slog.New(slog.DiscardHandler)
 	cfg := bus.Config{Flags: bus.Flags{NATSURL: server.URL()}}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -53,7 +55,7 @@ func TestBucket(t *testing.T) {
 
 // TestNoBucket: what is missing is said, with who makes it.
 func TestNoBucket(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	c := connect(t, Config{Server: s})
 	_, getErr := c.Get(t.Context(), BucketGuard, "k", pace(0))
 	_, entriesErr := c.Entries(t.Context(), BucketGuard)
@@ -67,7 +69,7 @@ func TestNoBucket(t *testing.T) {
 // TestMirror: it says whether it has heard all, through a restart of the server and
 // when it is asked to begin anew.
 func TestMirror(t *testing.T) {
-	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
 	other := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
 	var mu sync.Mutex

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/nats-io/nats.go"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -18,9 +20,9 @@ import (
 
 // startServer starts an embedded server for one test, in-process only unless
 // cfg says otherwise.
-func startServer(t *testing.T, cfg ServerConfig) *Server {
+func startServer(t *testing.T, cfg embedded.Config) *embedded.Server {
 	t.Helper()
-	s, err := StartServer(cfg)
+	s, err := embedded.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,9 +44,9 @@ func connect(t *testing.T, cfg Config) *Conn {
 }
 
 // bootstrapped is a connection to a server of its own, with all streams.
-func bootstrapped(t *testing.T, limits Limits) (*Server, *Conn) {
+func bootstrapped(t *testing.T, limits Limits) (*embedded.Server, *Conn) {
 	t.Helper()
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	c := connect(t, Config{Server: s})
 	if _, err := c.Bootstrap(t.Context(), limits, false); err != nil {
 		t.Fatal(err)
@@ -90,7 +92,7 @@ func TestConnectErrorsSayWhatAndWhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "missing")
-	server := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	server := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	f := func(flags Flags, want ...string) {
 		t.Helper()
 		c, err := Connect(Config{Flags: flags, Role: "test"})
@@ -118,7 +120,7 @@ func TestConnectErrorsSayWhatAndWhere(t *testing.T) {
 	f(Flags{NATSURL: "nats://" + server.Addr(), NATSCert: bad}, "--nats-cert and --nats-key go together")
 	f(Flags{NATSURL: "nats://" + server.Addr(), NATSKey: bad}, "--nats-cert and --nats-key go together")
 
-	stopped := startServer(t, ServerConfig{Dir: t.TempDir()})
+	stopped := startServer(t, embedded.Config{Dir: t.TempDir()})
 	stopped.Stop()
 	if c, err := Connect(Config{Server: stopped, Role: "test"}); err == nil {
 		c.Close()
@@ -149,7 +151,7 @@ func (l *logged) String() string {
 // TestPatientConnect starts a daemon's connection before its server, and takes
 // the server away and back.
 func TestPatientConnect(t *testing.T) {
-	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	s.Stop()
 	var log logged
 	changes := make(chan bool, 16)
@@ -196,7 +198,8 @@ func TestPatientConnect(t *testing.T) {
 	if err := c.Connected(); err != nil {
 		t.Error(err)
 	}
-	if text := log.String(); !strings.Contains(text, s.Addr()) || strings.Contains(text, s.pass) {
+	_, password := s.Credentials()
+	if text := log.String(); !strings.Contains(text, s.Addr()) || strings.Contains(text, password) {
 		t.Errorf("the log must name %s and no password:\n%s", s.Addr(), text)
 	}
 }

@@ -29,14 +29,20 @@ type Flags struct {
 	NATSKey   string `name:"nats-key" env:"CTFLEET_NATS_KEY,NATS_KEY" type:"path" placeholder:"FILE" help:"Key of the client certificate."`
 }
 
+// Server is a server inside this process: an embedded.Server.
+type Server interface {
+	nats.InProcessConnProvider
+	Credentials() (user, password string)
+}
+
 // Config describes one connection.
 type Config struct {
 	Flags
-	Role     string  // producer, aggregator, responder, ctfleet
-	Name     string  // firewall or host, for the server's connection list
-	Server   *Server // connect inside the process instead of by URL
-	Patient  bool    // daemons: keep trying when the server is not there yet
-	Direct   bool    // write each message at once: for whoever sends few and large ones, see quiet.go
+	Role     string // producer, aggregator, responder, ctfleet
+	Name     string // firewall or host, for the server's connection list
+	Server   Server // connect inside the process instead of by URL
+	Patient  bool   // daemons: keep trying when the server is not there yet
+	Direct   bool   // write each message at once: for whoever sends few and large ones, see quiet.go
 	Log      *slog.Logger
 	OnChange func(connected bool) // called on every loss and return of the connection
 }
@@ -148,7 +154,7 @@ func Connect(cfg Config) (*Conn, error) {
 func (cfg *Config) authOptions() ([]nats.Option, error) {
 	var opts []nats.Option
 	if cfg.Server != nil {
-		return append(opts, cfg.Server.clientOption()), nil
+		return append(opts, nats.UserInfo(cfg.Server.Credentials())), nil
 	}
 	for _, f := range []struct{ name, path string }{
 		{"creds", cfg.NATSCreds}, {"nkey", cfg.NATSNKey}, {"ca", cfg.NATSCA}, {"cert", cfg.NATSCert}, {"key", cfg.NATSKey},

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -234,7 +236,7 @@ func TestFollowAfterAnotherStream(t *testing.T) {
 }
 
 func TestFollowBeforeTheStream(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	c := connect(t, Config{Server: s})
 	fresh := follow(t, c, StreamAudit, FollowFrom{})
 	time.Sleep(100 * time.Millisecond) // so that it has looked
@@ -310,7 +312,7 @@ func TestFollowThroughACutLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := &cutter{Listener: l}
-	s := startServer(t, ServerConfig{Listener: line, Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listener: line, Dir: t.TempDir()})
 	local := connect(t, Config{Server: s})
 	if _, err := local.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
 		t.Fatal(err)
@@ -367,7 +369,7 @@ func TestFollowLargeMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := &holder{Listener: l}
-	s := startServer(t, ServerConfig{Listener: line, Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listener: line, Dir: t.TempDir()})
 	local := connect(t, Config{Server: s})
 	if _, err := local.Bootstrap(t.Context(), Limits{EventsAge: time.Hour, EventsBytes: 256 << 20, Memory: true}, false); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -17,7 +19,7 @@ import (
 // arrives, once, in order where it is about the same thing; and what can never
 // be published is said and stands in nobody's way.
 func TestOutbox(t *testing.T) {
-	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
 	if _, err := c.Bootstrap(t.Context(), DefaultLimits, false); err != nil {
 		t.Fatal(err)

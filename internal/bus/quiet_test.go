@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -155,7 +157,7 @@ func TestDirectGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := &holder{Listener: l}
-	s := startServer(t, ServerConfig{Listener: line, Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listener: line, Dir: t.TempDir()})
 	c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}, Direct: true})
 	line.deaf.Store(true)
 	defer line.deaf.Store(false)

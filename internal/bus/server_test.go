@@ -5,10 +5,12 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 )
 
 func TestServerKeepsPortAndStore(t *testing.T) {
-	s := startServer(t, ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
 	url := s.URL()
 	if err := reachable(t, url); err != nil {
 		t.Fatal(err)
@@ -40,17 +42,21 @@ func TestServerKeepsPortAndStore(t *testing.T) {
 }
 
 func TestServerWithoutListener(t *testing.T) {
-	s := startServer(t, ServerConfig{})
-	if s.Addr() != "" || strings.Contains(s.URL(), s.pass) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	s := startServer(t, embedded.Config{})
+	if s.Addr() != "" || strings.Contains(s.URL(), "@") {
 		t.Errorf("a server inside the process has address %q and URL %s", s.Addr(), s.URL())
 	}
 	if err := connect(t, Config{Server: s}).NC.Flush(); err != nil {
 		t.Error(err)
 	}
-	dir := s.dir
+	if made, _ := os.ReadDir(temp); len(made) != 1 {
+		t.Errorf("its store is not in the temporary directory: %v", made)
+	}
 	s.Close()
-	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("its temporary store is left: %v", err)
+	if left, _ := os.ReadDir(temp); len(left) != 0 {
+		t.Errorf("its temporary store is left: %v", left)
 	}
 }
 
@@ -64,7 +70,7 @@ func TestServerErrors(t *testing.T) {
 	defer busy.Close()
 	f := func(listen string) {
 		t.Helper()
-		s, err := StartServer(ServerConfig{Listen: listen})
+		s, err := embedded.Start(embedded.Config{Listen: listen})
 		if err == nil {
 			s.Close()
 			t.Fatalf("%s: started", listen)
@@ -87,7 +93,7 @@ func TestListenerRelay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, ServerConfig{Listener: l, Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Listener: l, Dir: t.TempDir()})
 	if s.Addr() != l.Addr().String() {
 		t.Errorf("its address is %s, the listener's %s", s.Addr(), l.Addr())
 	}

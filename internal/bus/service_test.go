@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
@@ -54,7 +56,7 @@ func ask(ctx context.Context, c *Conn, reason string) (*events.ResyncReply, erro
 }
 
 func TestRequest(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	c, asker := connect(t, Config{Server: s}), connect(t, Config{Server: s})
 	if _, err := ask(t.Context(), asker, ""); !errors.Is(err, ErrNobody) || !strings.Contains(err.Error(), "ct.v1.query.ask") {
 		t.Errorf("nobody is there: %v", err)
@@ -88,7 +90,7 @@ func TestRequest(t *testing.T) {
 // TestEachInstanceAnswers: a flush must reach every firewall, not one of a queue
 // group.
 func TestEachInstanceAnswers(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	var handled atomic.Int64
 	for _, name := range []string{"fw-a", "fw-b"} {
 		echo(t, connect(t, Config{Server: s, Name: name}), name, &handled)
@@ -127,7 +129,7 @@ func TestEachInstanceAnswers(t *testing.T) {
 // TestReplyMustBeAnInbox: whoever may ask must not make us publish where only we
 // may.
 func TestReplyMustBeAnInbox(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	var handled atomic.Int64
 	echo(t, connect(t, Config{Server: s}), "fw-a", &handled)
 	asker := connect(t, Config{Server: s})

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
+
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -18,7 +20,7 @@ import (
 var allStreams = []string{StreamEvents, StreamSnapshots, StreamLast, StreamAlerts, StreamAudit, bucketStream(BucketAllowlist), bucketStream(BucketApprovals), bucketStream(BucketGuard)}
 
 func TestBootstrap(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	c := connect(t, Config{Server: s})
 	limits := DefaultLimits
 	f := func(what string, update bool, want ...string) {
@@ -53,7 +55,7 @@ func TestBootstrap(t *testing.T) {
 }
 
 func TestBootstrapBySeveralAtOnce(t *testing.T) {
-	s := startServer(t, ServerConfig{Dir: t.TempDir()})
+	s := startServer(t, embedded.Config{Dir: t.TempDir()})
 	const n = 4
 	var wg sync.WaitGroup
 	errs := make([]error, n)

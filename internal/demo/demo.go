@@ -19,6 +19,7 @@ import (
 	"github.com/ctfleet/ctfleet/internal/aggregator"
 	"github.com/ctfleet/ctfleet/internal/api"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/producer"
@@ -104,7 +105,7 @@ type stage interface {
 type show struct {
 	cfg    Config
 	stage  stage
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn
 	agg    *aggregator.Aggregator
 
@@ -153,7 +154,7 @@ func (s *show) build(ctx context.Context) (err error) {
 // run is the show on its stage, which it closes.
 func (s *show) run(ctx context.Context) (_ *Result, err error) {
 	defer s.stage.close()
-	if s.server, err = bus.StartServer(bus.ServerConfig{Listener: s.cfg.NATS, Open: true, Log: s.cfg.Log}); err != nil {
+	if s.server, err = embedded.Start(embedded.Config{Listener: s.cfg.NATS, Open: true, Log: s.cfg.Log}); err != nil {
 		return nil, err
 	}
 	defer s.server.Close()

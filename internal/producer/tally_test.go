@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // tally is a NATS server, a producer, and a consumer that sums what arrives.
 type tally struct {
 	t      *testing.T
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn
 	p      *Producer
 
@@ -29,7 +30,7 @@ func newTally(t *testing.T) *tally {
 	t.Helper()
 	r := &tally{t: t, seen: map[uint64]bool{}, active: map[uint32]int{}, complete: map[uint32]bool{}}
 	var err error
-	if r.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+	if r.server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.server.Close() })

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/internal/notify"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/seal"
@@ -22,7 +23,7 @@ import (
 // parties: firewalls that answer commands, and the aggregator that alerts.
 type rig struct {
 	t      *testing.T
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn
 	signer *seal.Signer // of the responders
 	trust  *seal.Trust  // theirs
@@ -38,7 +39,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, cmds: map[string][]events.Command{}, once: map[string]bool{}}
 	var err error
-	if r.server, err = bus.StartServer(bus.ServerConfig{Dir: t.TempDir()}); err != nil {
+	if r.server, err = embedded.Start(embedded.Config{Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.server.Close)

@@ -14,13 +14,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // rig is a pump with a server of its own, and what the stream has kept.
 type rig struct {
 	t      *testing.T
-	server *bus.Server
+	server *embedded.Server
 	conn   *bus.Conn // another client's
 	pump   *Pump
 	stop   func()
@@ -33,7 +34,7 @@ func newRig(t *testing.T, ring int) *rig {
 	t.Helper()
 	r := &rig{t: t}
 	var err error
-	if r.server, err = bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
+	if r.server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.server.Close)

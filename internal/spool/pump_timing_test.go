@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // BenchmarkPump is the way of a batch of 512 events from the ring to its
 // acknowledgement. What it allocates is nats.go's.
 func BenchmarkPump(b *testing.B) {
-	s, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: b.TempDir()})
+	s, err := embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/bus/embedded"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // TestFleet: a real server gets what was made, from every firewall, with nothing
 // missing, and health beside it.
 func TestFleet(t *testing.T) {
-	server, err := bus.StartServer(bus.ServerConfig{Listen: "127.0.0.1:0", Dir: t.TempDir(), Open: true})
+	server, err := embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir(), Open: true})
 	if err != nil {
 		t.Fatal(err)
 	}

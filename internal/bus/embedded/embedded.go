@@ -1,4 +1,7 @@
-package bus
+// Package embedded is a NATS server inside this process: for `ctfleet up`, for the
+// demo, for `aggregator --embedded-nats`, and for tests. It is apart from package bus so
+// that a program which only talks to servers, the producer above all, does not carry one.
+package embedded
 
 import (
 	"crypto/rand"
@@ -15,11 +18,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 )
 
-// ServerConfig describes an embedded server.
-type ServerConfig struct {
+// Config describes a server.
+type Config struct {
 	Listen   string       // host:port on loopback; "" = in-process only; port 0 = a free one
 	Listener net.Listener // instead of Listen: serve clients that connect here (a socket inherited from another namespace)
 	Dir      string       // where streams are kept; "" = a temporary directory, removed on Close
@@ -41,9 +43,9 @@ type Server struct {
 	listener   net.Listener
 }
 
-// StartServer starts a server with JetStream. Unless Open, it makes random
+// Start starts a server with JetStream. Unless Open, it makes random
 // credentials that [Server.URL] contains.
-func StartServer(cfg ServerConfig) (*Server, error) {
+func Start(cfg Config) (*Server, error) {
 	s := &Server{user: "ctfleet", pass: rand.Text(), dir: cfg.Dir, listener: cfg.Listener}
 	if s.dir == "" {
 		dir, err := os.MkdirTemp("", "ctfleet-nats-")
@@ -144,7 +146,7 @@ func (s *Server) probe() error {
 }
 
 // InProcessConn connects a client inside this process to the server that runs
-// now; it is what [nats.InProcessServer] wants.
+// now; it is what nats.InProcessServer wants.
 func (s *Server) InProcessConn() (net.Conn, error) {
 	return s.running().InProcessConn()
 }
@@ -179,7 +181,8 @@ func (s *Server) WriteURL(dir string) (path string, err error) {
 // Addr is the address it listens on, "" when in-process only.
 func (s *Server) Addr() string { return s.addr }
 
-func (s *Server) clientOption() nats.Option { return nats.UserInfo(s.user, s.pass) }
+// Credentials are what a client inside this process connects with.
+func (s *Server) Credentials() (user, password string) { return s.user, s.pass }
 
 // Close stops the server and waits until it has.
 func (s *Server) Close() {
