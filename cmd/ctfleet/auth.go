@@ -13,6 +13,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/auth"
 	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/seal"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -33,12 +34,16 @@ type authInitCmd struct {
 	Host      []string          `placeholder:"NAME" help:"A name or address of the server, for its certificate; the first is where firewalls reach it. This host's name, localhost, nats and nats-1 to nats-3 are in it anyway."`
 	Owner     map[string]string `placeholder:"SERVICE=UID[:GID]" mapsep:"," help:"Whose the directory of a service is (nats, system, bootstrap, aggregator, responder, operator, analyst, viewer)."`
 	Listen    string            `default:"0.0.0.0:4222" placeholder:"ADDR" help:"Where the server listens (${default})."`
+	Monitor   string            `default:"127.0.0.1:8222" placeholder:"ADDR|none" help:"Where the server answers /healthz, to everybody who reaches it (${default})."`
 	Store     string            `type:"path" placeholder:"DIR" help:"Where the server keeps its streams (nats/jetstream, below)."`
 	At        string            `default:"/etc/ctfleet" placeholder:"DIR" help:"Where a firewall keeps the directory that add-firewall makes (${default})."`
 }
 
 func (c *authInitCmd) Run() error {
 	o := auth.Options{NoTLS: c.NoTLS, Force: c.Force, Hosts: c.Host, Owners: map[string]auth.Owner{}, Listen: c.Listen, Store: c.Store, At: c.At}
+	if c.Monitor != daemon.NoListen {
+		o.Monitor = c.Monitor
+	}
 	for _, service := range slices.Sorted(maps.Keys(c.Owner)) {
 		known := auth.Services()
 		if !slices.Contains(known, service) {

@@ -42,13 +42,14 @@ func Services() []string {
 
 // Options say what [Init] makes.
 type Options struct {
-	NoTLS  bool
-	Force  bool             // over what is there: every key and certificate of before is worth nothing then
-	Hosts  []string         // further names and addresses of the server, for its certificate; the first is where firewalls reach it
-	Owners map[string]Owner // of the services' directories
-	Listen string           // of the server
-	Store  string           // where it keeps its streams; "": below the directory
-	At     string           // where a firewall keeps the directory it is given
+	NoTLS   bool
+	Force   bool             // over what is there: every key and certificate of before is worth nothing then
+	Hosts   []string         // further names and addresses of the server, for its certificate; the first is where firewalls reach it
+	Owners  map[string]Owner // of the services' directories
+	Listen  string           // of the server
+	Monitor string           // where the server says how it is, over HTTP without asking who wants to know; "": nowhere
+	Store   string           // where it keeps its streams; "": below the directory
+	At      string           // where a firewall keeps the directory it is given
 }
 
 // usualHosts are names of the server in every certificate: this host, and what
@@ -189,17 +190,20 @@ func conf(dir string, o *Options) []byte {
 	if store == "" {
 		store = filepath.Join(dir, serverDir, "jetstream")
 	}
+	monitor := ""
+	if o.Monitor != "" {
+		monitor = fmt.Sprintf("http: %q   # /healthz, for who runs the server\n", o.Monitor)
+	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `# NATS for ctfleet, made by ctfleet auth init; yours to edit. Three servers: deploy/nats/cluster.conf.
 
 server_name: ctfleet
 listen: %q
-http: "127.0.0.1:8222"   # /healthz, for who runs the server
-# A batch is 256 KiB at most.
+%s# A batch is 256 KiB at most.
 max_payload: 1MB
-# A stop gives clients this long to leave for another server.
+# SIGUSR2 stops it such that its clients leave for other servers one by one.
 lame_duck_grace_period: "1s"
-lame_duck_duration: "10s"
+lame_duck_duration: "30s"
 
 jetstream {
   store_dir: %q
@@ -209,7 +213,7 @@ jetstream {
   # events and snapshots opt out; what a crash takes from them shows as a gap, and a resync mends it.
   sync_interval: always
 }
-`, o.Listen, store)
+`, o.Listen, monitor, store)
 	if !o.NoTLS {
 		in := func(name string) string { return filepath.Join(dir, serverDir, name) }
 		fmt.Fprintf(&b, `

@@ -142,7 +142,7 @@ func readsBuckets() (subjects []string) {
 }
 
 func readsEverything() (subjects []string) {
-	for _, s := range []string{bus.StreamEvents, bus.StreamSnapshots, bus.StreamAlerts, bus.StreamAudit} {
+	for _, s := range []string{bus.StreamEvents, bus.StreamSnapshots, bus.StreamAlerts, bus.StreamAudit, bus.StreamLast} {
 		subjects = append(subjects, reads(s)...)
 	}
 	subjects = append(subjects, looksUp(bus.StreamLast)...)
