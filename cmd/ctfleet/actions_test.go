@@ -43,7 +43,8 @@ func (f *fleet) holds(address, by string, want uint64) {
 func TestVictimOfAFlood(t *testing.T) {
 	t.Parallel()
 	const victim, elsewhere = "203.0.113.9", "203.0.113.8"
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_dst, metric: new, count: 300, seconds: 60}\n"))
 	f.producer("fw-a", "--allow-flush")
 	f.responder("mode: enforce\npolicies: [{rule: flood}]\n")
@@ -67,7 +68,8 @@ func TestVictimOfAFlood(t *testing.T) {
 func TestUnansweredTowardsAVictim(t *testing.T) {
 	t.Parallel()
 	const victim = "203.0.113.9"
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_dst, metric: new, count: 300, seconds: 60}\n"))
 	f.producer("fw-a", "--allow-flush", "--protect", "198.18.8.0/30") // even of these
 	f.responder("mode: enforce\npolicies: [{rule: flood, unanswered: delete}]\n")
@@ -98,7 +100,8 @@ func TestUnansweredTowardsAVictim(t *testing.T) {
 // that hold most first, and no further than the policy says.
 func TestRelief(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator()
 	f.producer("fw-a", "--allow-flush", "--table-limit", "1000")
 	f.responder("mode: enforce\npolicies: [{rule: table-75, action: relieve, until_percent: 40}]\n")
@@ -124,7 +127,8 @@ func TestRelief(t *testing.T) {
 // TestBlockByPolicy: flush+block ends a conversation that a flush alone does not.
 func TestBlockByPolicy(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a") // with tcp_loose=1
+	f := secureFleet(t, "fw-a") // with tcp_loose=1
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", adversaryRules))
 	f.producer("fw-a", "--allow-flush", "--allow-block")
 	f.responder("mode: enforce\npolicies: [{rule: flood, action: flush+block, block_for: 1m}]\n")

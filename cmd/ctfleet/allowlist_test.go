@@ -13,10 +13,8 @@ import (
 // the entry is gone.
 func TestAllowlist(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
-	if r := f.run(t, "ctfleet", "bootstrap"); r.code != 0 {
-		t.Fatalf("bootstrap: %+v", r)
-	}
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.producer("fw-a", "--allow-flush", "--metrics-listen", "none")
 	do := func(code int, want string, args ...string) {
 		t.Helper()
@@ -60,7 +58,7 @@ func TestAllowlist(t *testing.T) {
 	do(0, "is in force", "allowlist", "add", "198.18.1.1", "--realm", "default")
 	flushed(`"matched":20,"deleted":10,"gone":0,"refused":[{"reason":"allowlisted","count":10}]`, "198.18.1.0/24")
 	// What is not signed can only add to it.
-	unsigned := call{env: []string{f.env[0]}}
+	unsigned := call{env: f.bus}
 	if r := unsigned.run(t, "ctfleet", "allowlist", "add", "198.18.1.2", "--except"); r.code != 0 {
 		t.Errorf("unsigned: %+v", r)
 	}

@@ -13,7 +13,8 @@ import (
 // circuit stops what goes over the budget until an operator closes it.
 func TestApprovals(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", `rules:
   - {name: flood, track: by_src, metric: new, count: 100, seconds: 60}
 `))
@@ -50,7 +51,7 @@ budget: {addresses_per_minute: 2}
 	p := proposed("198.18.1.1")
 	do(0, "flush 198.18.1.1, unanswered entries only", "approvals", "list")
 	do(1, `no proposal "nosuch" waits`, "approvals", "approve", "nosuch")
-	unsigned := call{env: []string{f.env[0]}}
+	unsigned := call{env: f.bus}
 	if r := unsigned.run(t, "ctfleet", "approvals", "approve", p.Decision.ID); r.code != 1 || !strings.Contains(r.stderr, "no responder has taken the answer") {
 		t.Errorf("an unsigned answer: %+v", r)
 	}

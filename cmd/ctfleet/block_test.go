@@ -17,8 +17,8 @@ import (
 func TestBlock(t *testing.T) {
 	t.Parallel()
 	const bad, good = "198.18.0.66", "198.18.0.67"
-	f := newFleet(t, "fw-a", "fw-b")
-	f.run(t, "ctfleet", "bootstrap")
+	f := secureFleet(t, "fw-a", "fw-b")
+	f.bootstrap()
 	options := []string{"--allow-flush", "--allow-block", "--metrics-listen", "127.0.0.1:0"}
 	f.key("flusher", "--verbs", "flush")
 	a := f.producer("fw-a", options...)
@@ -41,7 +41,7 @@ func TestBlock(t *testing.T) {
 	f.flood("fw-a", bad, 0, 10)
 	do(3, `"reason":"not-enabled"`, "block", "add", bad, "--for", "10m", "-y", "--firewall", "fw-b", "-o", "json")
 	do(3, `"reason":"not-for-verb"`, "block", "add", bad, "--for", "10m", "-y", "--firewall", "fw-a", "-o", "json", "--sign-key", f.seed("flusher"))
-	unsigned := call{env: []string{f.env[0]}}
+	unsigned := call{env: f.bus}
 	if r := unsigned.run(t, "ctfleet", "block", "add", bad, "--for", "10m", "-y", "--firewall", "fw-a"); r.code != 3 || !strings.Contains(r.stdout, "unsigned") {
 		t.Errorf("unsigned: %+v", r)
 	}
@@ -112,8 +112,8 @@ func (f *fleet) testBlockAsks(t *testing.T) {
 // TestFlushTells: what came back, and what a flush was kept to.
 func TestFlushTells(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a", "fw-b")
-	f.run(t, "ctfleet", "bootstrap")
+	f := secureFleet(t, "fw-a", "fw-b")
+	f.bootstrap()
 	for _, name := range []string{"fw-a", "fw-b"} {
 		f.producer(name, "--allow-flush", "--metrics-listen", "none")
 	}

@@ -17,7 +17,8 @@ import (
 // beside what it does; and a firewall has the last word.
 func TestDecisions(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", `rules:
   - {name: watched, track: by_src, metric: new, count: 100, seconds: 60}
   - {name: guarded, track: by_src, metric: new, count: 100, seconds: 60}

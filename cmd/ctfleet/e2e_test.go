@@ -22,11 +22,12 @@ import (
 // the way.
 func TestFleet(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a", "fw-b")
-	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || strings.Count(r.stdout, "CT_") != 8 {
+	f := secureFleet(t, "fw-a", "fw-b")
+	bootstrap := f.with(f.as("bootstrap")...)
+	if r := bootstrap.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || strings.Count(r.stdout, "CT_") != 8 {
 		t.Fatalf("bootstrap: %+v", r)
 	}
-	if r := f.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || r.stdout != `{"changed":[]}`+"\n" {
+	if r := bootstrap.run(t, "ctfleet", "bootstrap", "-o", "json"); r.code != 0 || r.stdout != `{"changed":[]}`+"\n" {
 		t.Fatalf("bootstrap again: %+v", r)
 	}
 

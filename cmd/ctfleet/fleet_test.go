@@ -5,8 +5,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,8 +31,10 @@ type fleet struct {
 	conn   *bus.Conn
 	call   // with the server, whom to trust, and the operator's key in its environment
 
-	keys, trust string // the folder of the keys, and the trust file
-	servers     int    // that talk to clients
+	keys, trust string   // the folder of the keys, and the trust file
+	bus         []string // how the operator connects, in its environment: without a key to sign with
+	auth        string   // what auth init made; "": the server asks nobody who he is
+	servers     int      // that talk to clients
 }
 
 // key makes a key that the trust file names.
@@ -38,7 +45,14 @@ func (f *fleet) key(name string, args ...string) {
 	}
 }
 
-func (f *fleet) seed(name string) string { return filepath.Join(f.keys, name+".nk") }
+func (f *fleet) seed(name string) string {
+	if made := filepath.Join(f.auth, name, "sign.nk"); f.auth != "" {
+		if _, err := os.Stat(made); err == nil {
+			return made
+		}
+	}
+	return filepath.Join(f.keys, name+".nk")
+}
 
 // responder starts one, with a key of its own.
 func (f *fleet) responder(policy string, args ...string) *process {
@@ -51,15 +65,92 @@ func (f *fleet) responder(policy string, args ...string) *process {
 	return p
 }
 
+// as is the environment of a program that connects as somebody: a service, or firewalls/NAME.
+func (f *fleet) as(who string) []string {
+	if f.auth == "" {
+		return f.bus
+	}
+	at := func(name string) string { return filepath.Join(f.auth, who, name) }
+	return []string{"NATS_URL=" + f.server.URL(), "NATS_NKEY=" + at("nats.nk"), "NATS_CA=" + at("ca.pem"), "NATS_CERT=" + at("cert.pem"), "NATS_KEY=" + at("key.pem")}
+}
+
+// with is the fleet's environment, and more that wins over it.
+func (f *fleet) with(env ...string) call { return call{env: append(slices.Clone(f.env), env...)} }
+
+// start starts a program as who it is; ctfleet is the operator.
+func (f *fleet) start(t *testing.T, program string, args ...string) *process {
+	t.Helper()
+	c := f.call
+	switch program {
+	case "aggregator", "responder":
+		c = f.with(f.as(program)...)
+	case "producer":
+		c = f.with(f.as("firewalls/" + args[slices.Index(args, "--name")+1])...)
+	}
+	return c.start(t, program, args...)
+}
+
+// bootstrap makes the streams.
+func (f *fleet) bootstrap() {
+	f.t.Helper()
+	if r := f.with(f.as("bootstrap")...).run(f.t, "ctfleet", "bootstrap"); r.code != 0 {
+		f.t.Fatalf("bootstrap: %+v", r)
+	}
+}
+
+// secureFleet is a fleet as it is deployed: keys, certificates, and a server that lets each do what its
+// role needs.
+func secureFleet(t *testing.T, firewalls ...string) *fleet {
+	t.Helper()
+	f := &fleet{t: t, lab: newLab(t, firewalls), auth: t.TempDir()}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	ctfleet := func(args ...string) {
+		t.Helper()
+		if r := f.run(t, "ctfleet", args...); r.code != 0 {
+			t.Fatalf("%q: %+v", args, r)
+		}
+	}
+	ctfleet("auth", "init", f.auth, "--listen", addr, "--monitor", "none")
+	for _, name := range firewalls {
+		ctfleet("auth", "add-firewall", name, "--dir", f.auth)
+	}
+	var log output
+	if f.server, err = embedded.Start(embedded.Config{File: filepath.Join(f.auth, "nats.conf"), Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		f.server.Close()
+		// Nobody may ask for what it is not permitted, even where it would get on without.
+		if i := strings.Index(log.String(), "Violation"); i >= 0 {
+			t.Errorf("the server refused something:\n%s", log.String())
+		}
+	})
+	f.keys, f.trust = t.TempDir(), filepath.Join(f.auth, "trust.yaml")
+	f.bus = f.as("operator")
+	f.env = append(slices.Clone(f.bus), "CTFLEET_TRUST="+f.trust, "CTFLEET_SIGN_KEY="+f.seed("operator"))
+	at := func(name string) string { return filepath.Join(f.auth, "analyst", name) }
+	f.connect(bus.Flags{NATSURL: f.server.URL(), NATSNKey: at("nats.nk"), NATSCA: at("ca.pem"), NATSCert: at("cert.pem"), NATSKey: at("key.pem")})
+	return f
+}
+
+func (f *fleet) connect(flags bus.Flags) {
+	f.t.Helper()
+	var err error
+	if f.conn, err = bus.Connect(bus.Config{Flags: flags, Role: "test"}); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(f.conn.Close)
+}
+
+// newFleet is one whose server lets everybody do everything.
 func newFleet(t *testing.T, firewalls ...string) *fleet {
 	t.Helper()
-	var spec lab.Spec
-	for _, name := range firewalls {
-		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{Name: name, IPv6: true, Sysctls: map[string]string{
-			"net.netfilter.nf_conntrack_events": "1", "net.netfilter.nf_conntrack_udp_timeout": "300",
-		}})
-	}
-	f := &fleet{t: t, lab: labtest.New(t, spec)}
+	f := &fleet{t: t, lab: newLab(t, firewalls)}
 	var err error
 	if f.server, err = embedded.Start(embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()}); err != nil {
 		t.Fatal(err)
@@ -67,15 +158,25 @@ func newFleet(t *testing.T, firewalls ...string) *fleet {
 	t.Cleanup(f.server.Close)
 	f.keys = t.TempDir()
 	f.trust = filepath.Join(f.keys, "trust.yaml")
-	f.env = []string{"NATS_URL=" + f.server.URL()}
+	f.bus = []string{"NATS_URL=" + f.server.URL()}
+	f.env = f.bus
 	f.key("operator", "--role", "operator")
 	f.key("responder", "--role", "responder")
-	f.env = append(f.env, "CTFLEET_TRUST="+f.trust, "CTFLEET_SIGN_KEY="+f.seed("operator"))
-	if f.conn, err = bus.Connect(bus.Config{Flags: bus.Flags{NATSURL: f.server.URL()}, Role: "test"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.conn.Close)
+	f.env = append(slices.Clone(f.bus), "CTFLEET_TRUST="+f.trust, "CTFLEET_SIGN_KEY="+f.seed("operator"))
+	f.connect(bus.Flags{NATSURL: f.server.URL()})
 	return f
+}
+
+// newLab is the firewalls.
+func newLab(t *testing.T, firewalls []string) *lab.Lab {
+	t.Helper()
+	var spec lab.Spec
+	for _, name := range firewalls {
+		spec.Firewalls = append(spec.Firewalls, lab.FirewallSpec{Name: name, IPv6: true, Sysctls: map[string]string{
+			"net.netfilter.nf_conntrack_events": "1", "net.netfilter.nf_conntrack_udp_timeout": "300",
+		}})
+	}
+	return labtest.New(t, spec)
 }
 
 // producer starts the agent of a firewall and waits until it has taken stock.

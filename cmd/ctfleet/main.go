@@ -30,7 +30,7 @@ type cli struct {
 	Resync    resyncCmd    `cmd:"" help:"Ask firewalls to dump their tables anew."`
 	Rules     rulesCmd     `cmd:"" help:"Check a rules file, and explain why one fired."`
 	Replay    replayCmd    `cmd:"" help:"What rules would have made of a recording."`
-	Auth      authCmd      `cmd:"" help:"Keys."`
+	Auth      authCmd      `cmd:"" help:"Keys, certificates and permissions."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
@@ -78,6 +78,6 @@ func main() {
 type versionCmd struct{}
 
 func (*versionCmd) Run() error {
-	fmt.Println(daemon.ProgramVersion())
+	fmt.Println(daemon.VersionLine())
 	return nil
 }

@@ -13,7 +13,8 @@ import (
 // TestMaintenance mutes a firewall, ends that, and takes it out of the fleet and back.
 func TestMaintenance(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator()
 	p := f.producer("fw-a")
 	f.key("mallory", "--role", "operator", "--verbs", "flush")

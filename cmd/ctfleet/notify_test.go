@@ -18,7 +18,8 @@ func TestAlertmanager(t *testing.T) {
 	foreign(t, am, "--config.file", file(t, "alertmanager.yml", "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n"),
 		"--storage.path", t.TempDir(), "--web.listen-address", addr, "--cluster.listen-address=")
 	until(t, "Alertmanager to listen", func() bool { return listens(addr) })
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", "rules:\n  - {name: flood, track: by_src, metric: new, count: 60, seconds: 3, recover: 0s, severity: critical}\n"))
 	f.producer("fw-a")
 	f.responder("mode: observe\n", "--alertmanager", url)

@@ -69,7 +69,8 @@ func answers(t *testing.T, address string) bool {
 func TestPrometheus(t *testing.T) {
 	t.Parallel()
 	debian(t, "prometheus", "prometheus") // before a fleet is built
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	host := func(p *process, line string) string {
 		return strings.TrimPrefix(p.says(&p.stderr, line), "http://")
 	}

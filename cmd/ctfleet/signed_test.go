@@ -13,15 +13,13 @@ import (
 // no longer when its trust file, read again, does not name it.
 func TestSigned(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
-	if r := f.run(t, "ctfleet", "bootstrap"); r.code != 0 {
-		t.Fatalf("bootstrap: %+v", r)
-	}
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
 	p := f.producer("fw-a", "--allow-flush")
 	if r := f.run(t, "ctfleet", "auth", "key", f.seed("mallory"), "--name", "mallory", "--trust", f.keys+"/other.yaml"); r.code != 0 {
 		t.Fatalf("auth key: %+v", r)
 	}
-	unsigned := call{env: []string{f.env[0]}}
+	unsigned := call{env: f.bus}
 	flush := func(want string, code int, args ...string) {
 		t.Helper()
 		f.flood("fw-a", ordinary, 0, 10)

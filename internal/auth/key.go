@@ -42,7 +42,7 @@ func NewKey(seedFile, trustFile string, p *seal.Party) error {
 	if err := writeNew(seedFile, append(seed, '\n')); err != nil {
 		return err
 	}
-	if err := replace(trustFile, whole); err != nil {
+	if err := replace(trustFile, whole, 0o644); err != nil { // nothing in it is secret
 		return errors.Join(err, os.Remove(seedFile))
 	}
 	return nil
@@ -62,31 +62,4 @@ func appendParty(name string, text []byte, p *seal.Party) ([]byte, error) {
 		return nil, fmt.Errorf("add %s: %w", p.Name, err)
 	}
 	return text, nil
-}
-
-func writeNew(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// replace writes a file such that it is whole at any time.
-func replace(path string, data []byte) error {
-	tmp := path + ".new"
-	mode := fs.FileMode(0o644) // nothing in it is secret
-	if info, err := os.Stat(path); err == nil {
-		mode = info.Mode().Perm()
-	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }

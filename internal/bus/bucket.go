@@ -20,8 +20,8 @@ const (
 	BucketGuard     = "CT_GUARD"     // what was done lately, and whether the circuit is open
 )
 
-// bucketStream is the stream that a bucket is.
-func bucketStream(bucket string) string { return "KV_" + bucket }
+// BucketStream is the stream that a bucket is.
+func BucketStream(bucket string) string { return "KV_" + bucket }
 
 // BucketSubject is where the value of a key is published: signatures are over it.
 func BucketSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
@@ -35,7 +35,7 @@ func BucketKey(bucket, subject string) string {
 // value can be replaced only, not erased.
 func bucket(name string) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: bucketStream(name), Subjects: []string{BucketSubject(name, ">")},
+		Name: BucketStream(name), Subjects: []string{BucketSubject(name, ">")},
 		MaxMsgsPerSubject: 1, Discard: jetstream.DiscardNew, AllowDirect: true,
 		DenyDelete: true, DenyPurge: true, MaxBytes: 64 << 20, Duplicates: dedupeWindow, MaxMsgSize: events.MaxMessageBytes,
 	}
@@ -59,7 +59,9 @@ func (c *Conn) Update(ctx context.Context, by *seal.Signer, bucket, key string, 
 // apiWrongLastSequence is JetStream's error for an expectation that does not hold.
 const apiWrongLastSequence = 10071
 
-func (c *Conn) put(ctx context.Context, by *seal.Signer, bucket, key string, m events.Message, opts ...jetstream.PublishOpt) (uint64, error) {
+func (c *Conn) put(ctx context.Context, by *seal.Signer, bucket, key string, m events.Message, opts ...jetstream.PublishOpt) (revision uint64, err error) {
+	ctx, done := c.denials.asking(ctx, BucketSubject(bucket, key))
+	defer done(&err)
 	msg, err := sealed(by, BucketSubject(bucket, key), m)
 	if err != nil {
 		return 0, err
@@ -94,7 +96,7 @@ func (c *Conn) Get(ctx context.Context, bucket, key string, m events.Message) (r
 // Value returns the value of a key as it is kept: its Seq is the revision, 0 where
 // there is none.
 func (c *Conn) Value(ctx context.Context, bucket, key string) (Msg, error) {
-	s, err := c.JS.Stream(ctx, bucketStream(bucket))
+	s, err := c.stream(ctx, BucketStream(bucket))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return Msg{}, errNoBucket(bucket)
 	}
@@ -115,7 +117,7 @@ func (c *Conn) Value(ctx context.Context, bucket, key string) (Msg, error) {
 // Entries returns the value of each key of a bucket.
 func (c *Conn) Entries(ctx context.Context, bucket string) ([]Msg, error) {
 	var out []Msg
-	err := c.Read(ctx, bucketStream(bucket), FollowFrom{All: true}, func(m Msg) { out = append(out, m) })
+	err := c.Read(ctx, BucketStream(bucket), FollowFrom{All: true}, func(m Msg) { out = append(out, m) })
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		err = errNoBucket(bucket)
 	}
@@ -126,5 +128,5 @@ func (c *Conn) Entries(ctx context.Context, bucket string) ([]Msg, error) {
 func (c *Conn) BucketClock(ctx context.Context, bucket string) (Clock, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return c.Clock(ctx, bucketStream(bucket))
+	return c.Clock(ctx, BucketStream(bucket))
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 
 	"github.com/ctfleet/ctfleet/internal/daemon"
 )
@@ -54,6 +56,7 @@ type Conn struct {
 	log *slog.Logger
 
 	throttle daemon.Throttle // of what anybody on the bus can make us log
+	denials  denials
 }
 
 // Connect connects. With Patient it returns at once and keeps trying, else it
@@ -63,7 +66,7 @@ func Connect(cfg Config) (*Conn, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	var throttle daemon.Throttle
+	c := &Conn{log: log}
 	change := cfg.OnChange
 	if change == nil {
 		change = func(bool) {}
@@ -84,7 +87,6 @@ func Connect(cfg Config) (*Conn, error) {
 		nats.ReconnectBufSize(-1),
 		// Two equal authentication errors would close the connection for good.
 		nats.IgnoreAuthErrorAbort(),
-		nats.CustomInboxPrefix(inboxPrefix(cfg.Role, cfg.Name)),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
 		nats.DrainTimeout(2 * time.Second),
@@ -104,21 +106,25 @@ func Connect(cfg Config) (*Conn, error) {
 			change(true)
 		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
-			throttle.Warn(log, "NATS is unreachable, retrying", "server", server(""), "error", err)
+			c.throttle.Warn(log, "NATS is unreachable, retrying", "server", server(""), "error", err)
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {
 				subject = sub.Subject
 			}
-			throttle.Warn(log, "NATS reports an error", "subject", subject, "error", err)
+			if c.denials.note(err) {
+				return // whoever waits for it says so
+			}
+			c.throttle.Warn(log, "NATS reports an error", "subject", subject, "error", err)
 		}),
 	}
-	auth, err := cfg.authOptions()
+	auth, key, err := cfg.authOptions()
 	if err != nil {
 		return nil, err
 	}
 	opts = append(opts, auth...)
+	opts = append(opts, nats.CustomInboxPrefix(inboxPrefix(cfg.Role, cmp.Or(key, cfg.Name))))
 	if cfg.Server != nil {
 		opts = append(opts, nats.InProcessServer(cfg.Server))
 	}
@@ -148,13 +154,15 @@ func Connect(cfg Config) (*Conn, error) {
 		nc.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
-	return &Conn{NC: nc, JS: js, log: log}, nil
+	c.NC, c.JS = nc, js
+	return c, nil
 }
 
-func (cfg *Config) authOptions() ([]nats.Option, error) {
-	var opts []nats.Option
+// authOptions also returns the public key that we prove ourselves by, "" where that is
+// no nkey.
+func (cfg *Config) authOptions() (opts []nats.Option, key string, err error) {
 	if cfg.Server != nil {
-		return append(opts, nats.UserInfo(cfg.Server.Credentials())), nil
+		return append(opts, nats.UserInfo(cfg.Server.Credentials())), "", nil
 	}
 	for _, f := range []struct{ name, path string }{
 		{"creds", cfg.NATSCreds}, {"nkey", cfg.NATSNKey}, {"ca", cfg.NATSCA}, {"cert", cfg.NATSCert}, {"key", cfg.NATSKey},
@@ -163,24 +171,24 @@ func (cfg *Config) authOptions() ([]nats.Option, error) {
 			continue
 		}
 		if _, err := os.Stat(f.path); err != nil {
-			return nil, fmt.Errorf("--nats-%s: %w", f.name, err)
+			return nil, "", fmt.Errorf("--nats-%s: %w", f.name, err)
 		}
 	}
 	if cfg.NATSCreds != "" {
 		opts = append(opts, nats.UserCredentials(cfg.NATSCreds))
 	}
 	if cfg.NATSNKey != "" {
-		o, err := nats.NkeyOptionFromSeed(cfg.NATSNKey)
+		o, public, err := nkeyOption(cfg.NATSNKey)
 		if err != nil {
-			return nil, fmt.Errorf("--nats-nkey: read %s: %w", cfg.NATSNKey, err)
+			return nil, "", fmt.Errorf("--nats-nkey: read %s: %w", cfg.NATSNKey, err)
 		}
-		opts = append(opts, o)
+		opts, key = append(opts, o), public
 	}
 	if cfg.NATSCA != "" {
 		opts = append(opts, nats.RootCAs(cfg.NATSCA))
 	}
 	if (cfg.NATSCert == "") != (cfg.NATSKey == "") {
-		return nil, errors.New("--nats-cert and --nats-key go together")
+		return nil, "", errors.New("--nats-cert and --nats-key go together")
 	}
 	if cfg.NATSCert != "" {
 		opts = append(opts, nats.ClientCert(cfg.NATSCert, cfg.NATSKey))
@@ -188,7 +196,19 @@ func (cfg *Config) authOptions() ([]nats.Option, error) {
 	if cfg.NATSCA != "" || cfg.NATSCert != "" {
 		opts = append(opts, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}))
 	}
-	return opts, nil
+	return opts, key, nil
+}
+
+// nkeyOption is the option for the seed in a file, and its public half.
+func nkeyOption(file string) (o nats.Option, public string, err error) {
+	if o, err = nats.NkeyOptionFromSeed(file); err != nil {
+		return nil, "", err
+	}
+	var conn nats.Options
+	if err := o(&conn); err != nil {
+		return nil, "", err
+	}
+	return o, conn.Nkey, nil
 }
 
 // Close closes the connection when the server has what was published.
@@ -224,20 +244,25 @@ func (c *Conn) WaitConnected(ctx context.Context) error {
 	return nil
 }
 
-// inboxPrefix gives each role an inbox space of its own, so that the server
-// can grant one role its replies without granting another's.
+// inboxPrefix gives each of us an inbox space of its own, so that the server can grant
+// one its replies without granting another's: name is the public key where there is one.
 func inboxPrefix(role, name string) string {
-	token := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
-			return r
-		}
-		return '-'
-	}, strings.ToLower(name))
-	if token == "" {
-		token = strings.ToLower(rand.Text()[:8])
+	if !nkeys.IsValidPublicUserKey(name) {
+		name = strings.Map(func(r rune) rune {
+			if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+				return r
+			}
+			return '-'
+		}, strings.ToLower(name))
 	}
-	return "_INBOX." + role + "." + token
+	if name == "" {
+		name = strings.ToLower(rand.Text()[:8])
+	}
+	return "_INBOX." + role + "." + name
 }
+
+// Inboxes are the subjects of the replies to whoever connects by a public key.
+func Inboxes(key string) string { return "_INBOX.*." + key + ".>" }
 
 // hide returns the addresses of servers, separated by commas, without the user
 // parts: those that connected says, else the configured ones.

@@ -167,11 +167,11 @@ func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream
 		}
 		return fmt.Errorf("read stream %s: %w", stream, err)
 	}
-	s, err := c.JS.Stream(ctx, stream)
+	s, err := c.stream(ctx, stream)
 	if err != nil {
 		return fail(err)
 	}
-	cons, err := s.CreateConsumer(ctx, begin(s.CachedInfo()))
+	cons, err := c.consumer(ctx, s, begin(s.CachedInfo()))
 	if err != nil {
 		return fail(err)
 	}
@@ -196,18 +196,32 @@ func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream
 	}
 }
 
+// stream asks how a stream stands.
+func (c *Conn) stream(ctx context.Context, name string) (s jetstream.Stream, err error) {
+	ctx, done := c.denials.asking(ctx, "$JS.API.STREAM.INFO."+name)
+	defer done(&err)
+	return c.JS.Stream(ctx, name)
+}
+
+// consumer creates a consumer of a stream.
+func (c *Conn) consumer(ctx context.Context, s jetstream.Stream, cfg jetstream.ConsumerConfig) (cons jetstream.Consumer, err error) {
+	ctx, done := c.denials.asking(ctx, "$JS.API.CONSUMER.CREATE."+s.CachedInfo().Config.Name)
+	defer done(&err)
+	return s.CreateConsumer(ctx, cfg)
+}
+
 // Read calls fn for each message that the stream holds now, in order, and
 // returns.
 func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func(Msg)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	fail := func(err error) error { return fmt.Errorf("read stream %s: %w", stream, err) }
-	s, err := c.JS.Stream(ctx, stream)
+	s, err := c.stream(ctx, stream)
 	if err != nil {
 		return fail(err)
 	}
 	f := follower{conn: c, stream: stream, from: from}
-	cons, err := s.CreateConsumer(ctx, f.begin(s.CachedInfo()))
+	cons, err := c.consumer(ctx, s, f.begin(s.CachedInfo()))
 	if err != nil {
 		return fail(err)
 	}
@@ -353,7 +367,7 @@ func (c *Conn) settle() {
 // Last returns the last message of each subject that matches filter, in the
 // order of the stream.
 func (c *Conn) Last(ctx context.Context, stream, filter string) ([]Msg, error) {
-	s, err := c.JS.Stream(ctx, stream)
+	s, err := c.stream(ctx, stream)
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", stream, err)
 	}

@@ -83,7 +83,7 @@ func (m *Mirror) read(ctx context.Context) error {
 	defer cancel(nil)
 	go m.watch(ctx, cancel)
 	mark := m.conn.NC.Stats().Reconnects + 1
-	stream := bucketStream(m.bucket)
+	stream := BucketStream(m.bucket)
 	if err := m.readClock(ctx); err != nil {
 		return err
 	}

@@ -179,6 +179,8 @@ func (c *Conn) PublishOnce(ctx context.Context, subject, id string, m events.Mes
 }
 
 func (c *Conn) publishSealed(ctx context.Context, by *seal.Signer, subject, id string, m events.Message) (again bool, err error) {
+	ctx, done := c.denials.asking(ctx, subject)
+	defer done(&err)
 	msg, err := sealed(by, subject, m)
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", ErrPermanent, err)

@@ -147,7 +147,9 @@ func (c *Conn) Request(ctx context.Context, subject string, ask, answer events.M
 }
 
 // Command is Request, sealed by a signer.
-func (c *Conn) Command(ctx context.Context, by *seal.Signer, subject string, ask, answer events.Message) error {
+func (c *Conn) Command(ctx context.Context, by *seal.Signer, subject string, ask, answer events.Message) (err error) {
+	ctx, denied := c.denials.asking(ctx, subject)
+	defer denied(&err)
 	msg, err := sealed(by, subject, ask)
 	if err != nil {
 		return err

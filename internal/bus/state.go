@@ -19,7 +19,7 @@ type State struct {
 
 // PurgeSubject erases what a stream keeps of a subject.
 func (c *Conn) PurgeSubject(ctx context.Context, stream, subject string) error {
-	s, err := c.JS.Stream(ctx, stream)
+	s, err := c.stream(ctx, stream)
 	if err == nil {
 		err = s.Purge(ctx, jetstream.WithPurgeSubject(subject))
 	}
@@ -32,7 +32,7 @@ func (c *Conn) PurgeSubject(ctx context.Context, stream, subject string) error {
 // State asks how a stream stands. Where it does not exist, the error says who
 // creates it.
 func (c *Conn) State(ctx context.Context, stream string) (State, error) {
-	s, err := c.JS.Stream(ctx, stream)
+	s, err := c.stream(ctx, stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return State{}, fmt.Errorf("stream %s is not there: ctfleet bootstrap creates it, as does an aggregator", stream)
 	}

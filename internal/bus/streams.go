@@ -81,16 +81,25 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 	}
 }
 
+// StreamNames are the names of all that the bus keeps, those of buckets too.
+func StreamNames() []string {
+	var names []string
+	for _, s := range StreamConfigs(DefaultLimits) {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
 // Bootstrap creates the streams that do not exist and, with update, brings
 // existing ones to their configuration. It returns the names created or
 // changed. It is safe to run at any time, by several at once.
 func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, error) {
 	var made []string
 	for _, want := range StreamConfigs(l) {
-		s, err := c.JS.Stream(ctx, want.Name)
+		s, err := c.stream(ctx, want.Name)
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
-			if _, err = c.JS.CreateStream(ctx, want); err == nil {
+			if err = c.create(ctx, want); err == nil {
 				made = append(made, want.Name)
 			} else if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 				err = nil // somebody else was first
@@ -114,11 +123,18 @@ func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, 
 	return made, nil
 }
 
+func (c *Conn) create(ctx context.Context, s jetstream.StreamConfig) (err error) {
+	ctx, done := c.denials.asking(ctx, "$JS.API.STREAM.CREATE."+s.Name)
+	defer done(&err)
+	_, err = c.JS.CreateStream(ctx, s)
+	return err
+}
+
 // Missing returns the names of the streams that do not exist.
 func (c *Conn) Missing(ctx context.Context) ([]string, error) {
 	var missing []string
 	for _, want := range StreamConfigs(DefaultLimits) {
-		_, err := c.JS.Stream(ctx, want.Name)
+		_, err := c.stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			missing = append(missing, want.Name)
 		} else if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-var allStreams = []string{StreamEvents, StreamSnapshots, StreamLast, StreamAlerts, StreamAudit, bucketStream(BucketAllowlist), bucketStream(BucketApprovals), bucketStream(BucketGuard)}
+var allStreams = []string{StreamEvents, StreamSnapshots, StreamLast, StreamAlerts, StreamAudit, BucketStream(BucketAllowlist), BucketStream(BucketApprovals), BucketStream(BucketGuard)}
 
 func TestBootstrap(t *testing.T) {
 	s := startServer(t, embedded.Config{Dir: t.TempDir()})

@@ -26,6 +26,7 @@ type Config struct {
 	Listener net.Listener // instead of Listen: serve clients that connect here (a socket inherited from another namespace)
 	Dir      string       // where streams are kept; "" = a temporary directory, removed on Close
 	Open     bool         // no credentials: for tests, and the demo, whose listener is its own
+	File     string       // instead of all of the above: the configuration of a server as it is deployed, to test it
 	Log      *slog.Logger
 }
 
@@ -46,6 +47,9 @@ type Server struct {
 // Start starts a server with JetStream. Unless Open, it makes random
 // credentials that [Server.URL] contains.
 func Start(cfg Config) (*Server, error) {
+	if cfg.File != "" {
+		return startFile(cfg)
+	}
 	s := &Server{user: "ctfleet", pass: rand.Text(), dir: cfg.Dir, listener: cfg.Listener}
 	if s.dir == "" {
 		dir, err := os.MkdirTemp("", "ctfleet-nats-")
@@ -90,6 +94,22 @@ func Start(cfg Config) (*Server, error) {
 	case cfg.Listen != "":
 		s.addr = s.running().Addr().String()
 	}
+	return s, nil
+}
+
+// startFile starts a server as its configuration file says. Who connects proves himself as
+// that demands: there are no credentials of ours.
+func startFile(cfg Config) (*Server, error) {
+	opts, err := server.ProcessConfigFile(cfg.File)
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	opts.NoSigs, opts.NoLog = true, true
+	s := &Server{opts: opts, log: cfg.Log}
+	if err := s.Start(); err != nil {
+		return nil, err
+	}
+	s.addr = s.running().Addr().String()
 	return s, nil
 }
 
@@ -162,7 +182,10 @@ func (s *Server) Stop() {
 // it only to the person who started the server.
 func (s *Server) URL() string {
 	u := url.URL{Scheme: "nats", Host: s.addr}
-	if s.addr != "" {
+	if s.opts.TLSConfig != nil {
+		u.Scheme = "tls"
+	}
+	if s.addr != "" && s.user != "" {
 		u.User = url.UserPassword(s.user, s.pass)
 	}
 	return u.String()
