@@ -17,7 +17,7 @@ import (
 )
 
 // These tests play whoever wants something deleted that should not be, against real
-// programs, a real bus and real tables. docs/guard.md has the list.
+// programs, a real bus and real tables. docs/explanation/guard.md has the list.
 
 const adversaryRules = `rules:
   - {name: flood, track: by_src, metric: new, count: 600, seconds: 60}

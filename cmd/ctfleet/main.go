@@ -78,6 +78,6 @@ func main() {
 type versionCmd struct{}
 
 func (*versionCmd) Run() error {
-	fmt.Println(daemon.ProgramVersion())
+	fmt.Println(daemon.VersionLine())
 	return nil
 }

@@ -20,23 +20,54 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-// Version is set by the linker for releases; otherwise it is the revision that
-// the Go toolchain recorded, or "devel".
-var Version = ""
+// Version and Commit are set by the linker for releases and images; otherwise
+// they are what the Go toolchain recorded.
+var Version, Commit = "", ""
 
-// ProgramVersion returns the version to show.
+// ProgramVersion returns the version to show: "devel" and the revision, or only
+// that, where there is none.
 func ProgramVersion() string {
 	if Version != "" {
 		return Version
 	}
+	if c := recorded("vcs.revision"); c != "" {
+		return "devel-" + c[:min(12, len(c))]
+	}
+	return "devel"
+}
+
+// ProgramCommit returns the revision that the program was built from; "+" after it
+// says that files had been changed, "unknown" that nobody said.
+func ProgramCommit() string {
+	if Commit != "" {
+		return Commit
+	}
+	c := recorded("vcs.revision")
+	switch {
+	case c == "":
+		return "unknown"
+	case recorded("vcs.modified") == "true":
+		return c + "+"
+	}
+	return c
+}
+
+// VersionLine is what --version prints. No time is in it: the same source makes the
+// same program.
+func VersionLine() string {
+	return ProgramVersion() + " (commit " + ProgramCommit() + ")"
+}
+
+// recorded is a setting of the build that the Go toolchain put into the program.
+func recorded(key string) string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				return "devel-" + s.Value[:min(12, len(s.Value))]
+			if s.Key == key {
+				return s.Value
 			}
 		}
 	}
-	return "devel"
+	return ""
 }
 
 // Flags are common to the daemons.
@@ -75,7 +106,7 @@ func Parse(name, description string, cli any, options ...kong.Option) *kong.Cont
 		kong.Name(name),
 		kong.Description(description),
 		kong.DefaultEnvars("CTFLEET"),
-		kong.Vars{"version": ProgramVersion()},
+		kong.Vars{"version": VersionLine()},
 		kong.TypeMapper(reflect.TypeFor[netip.Prefix](), kong.MapperFunc(prefix)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
 	}, options...)
