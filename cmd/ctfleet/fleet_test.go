@@ -34,6 +34,7 @@ type fleet struct {
 	keys, trust string   // the folder of the keys, and the trust file
 	bus         []string // how the operator connects, in its environment: without a key to sign with
 	auth        string   // what auth init made; "": the server asks nobody who he is
+	trespass    bool     // somebody will ask for what he is not permitted
 	servers     int      // that talk to clients
 }
 
@@ -126,7 +127,7 @@ func secureFleet(t *testing.T, firewalls ...string) *fleet {
 	t.Cleanup(func() {
 		f.server.Close()
 		// Nobody may ask for what it is not permitted, even where it would get on without.
-		if i := strings.Index(log.String(), "Violation"); i >= 0 {
+		if i := strings.Index(log.String(), "Violation"); i >= 0 && !f.trespass {
 			t.Errorf("the server refused something:\n%s", log.String())
 		}
 	})
