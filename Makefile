@@ -32,8 +32,8 @@ fuzz: ## fuzz each decoder for FUZZTIME (60000x)
 		$(GO) test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "./$${file%/*}" || exit 1; \
 	done
 
-bench: ## take the figures of docs/performance.md and write them there (root, half an hour)
-	$(GO) run ./internal/bench -write docs/performance.md
+bench: ## take the figures of docs/reference/performance.md and write them there (root, half an hour)
+	$(GO) run ./internal/bench -write docs/reference/performance.md
 
 lint: ## check style, errors, the direction of imports, and that it builds on macOS
 	@$(LINT) version 2>/dev/null | grep -qw '$(LINT_VERSION:v%=%)' || $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

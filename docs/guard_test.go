@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestGuard: every test that guard.md names is there.
+// TestGuard: every test that explanation/guard.md names is there.
 func TestGuard(t *testing.T) {
-	page, err := os.ReadFile("guard.md")
+	page, err := os.ReadFile("explanation/guard.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,7 @@
 // Command bench measures what ctfleet promises, as ratios against a competitor
 // in the same run, and prints one table. A missed target stays in the table as
 // missed, with the reason below it. It needs root; `make bench` runs it and
-// writes the table into docs/performance.md.
+// writes the table into docs/reference/performance.md.
 //
 // Competitors run as processes of their own, so that the CPU time of one is not
 // that of the traffic generator or of the NATS server. Runs are paired and the

@@ -1,6 +1,6 @@
 // Package recording is batches in a file, exactly as they were on the bus, with the
 // subject and the stream's time of each: what `ctfleet observe -o raw` writes, and
-// what replays read. docs/wire.md specifies the bytes.
+// what replays read. docs/reference/wire.md specifies the bytes.
 //
 // A recording is a sequence of msgpack values, so that any msgpack library reads
 // one: a map that says what it is, then a map for each message. One that is cut off

@@ -16,7 +16,7 @@ var ErrBatchFull = errors.New("batch is full")
 // Offsets of the fields that are known only when a batch is sent, which may be
 // long after it was encoded and more than once: they come first and have a
 // fixed width, so that a waiting batch is stamped in place. In the order of
-// docs/wire.md: a map header of three bytes, then key and value of each.
+// docs/reference/wire.md: a map header of three bytes, then key and value of each.
 const (
 	offSent  = 3 + 2 + 1 + 5 + 1    // "v" 1 "sent" int64
 	offClean = offSent + 8 + 6      // "clean" bool

@@ -21,6 +21,6 @@
 // not understand with one error that names the field, never panics, and lets no
 // control character through to a terminal, a log or a page.
 //
-// docs/wire.md specifies each byte; testdata/decode_batch.py proves that the
+// docs/reference/wire.md specifies each byte; testdata/decode_batch.py proves that the
 // specification is enough to read a batch in another language.
 package events

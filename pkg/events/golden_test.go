@@ -217,7 +217,7 @@ func TestGolden(t *testing.T) {
 }
 
 // TestGoldenPython reads them with a decoder that was written from
-// docs/wire.md in another language.
+// docs/reference/wire.md in another language.
 func TestGoldenPython(t *testing.T) {
 	python := findPython(t)
 	for _, g := range goldens() {

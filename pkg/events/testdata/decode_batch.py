@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Print a batch of ct.v1.events or ct.v1.snapshots as JSON lines.
 
-Written from docs/wire.md alone, to prove that it is enough. The first line is
+Written from docs/reference/wire.md alone, to prove that it is enough. The first line is
 the header, each further line an event. Needs msgpack (Debian: python3-msgpack).
 
     nats sub --count 1 --raw ct.v1.events.fw-a | head -c -1 | ./decode_batch.py -
