@@ -113,22 +113,31 @@ func (d *fleetDir) reload(ctx context.Context) error {
 }
 
 type authAddCmd struct {
-	Name string `arg:"" help:"The firewall's name: a-z, 0-9, and after the first character - and _."`
+	Name []string `arg:"" help:"The firewall's name: a-z, 0-9, and after the first character - and _; or several."`
 	fleetDir
-	Realm string `default:"default" help:"Where its addresses name one host each (${default})."`
-	URL   string `placeholder:"URL" help:"Where this firewall reaches the server (as auth init was told)."`
-	Force bool   `help:"Another key and certificate for one that is there. What it has works no more."`
+	Realm     string `default:"default" help:"Where its addresses name one host each (${default})."`
+	URL       string `placeholder:"URL" help:"Where this firewall reaches the server (as auth init was told)."`
+	Force     bool   `xor:"there" help:"Another key and certificate for one that is there. What it has works no more."`
+	IfMissing bool   `xor:"there" help:"Leave one that is there as it is."`
 }
 
 func (c *authAddCmd) Run(ctx context.Context) error {
-	if err := errors.Join(events.CheckFirewall(c.Name), events.CheckRealm(c.Realm)); err != nil {
-		return &exitError{2, err}
+	for _, name := range c.Name {
+		if err := errors.Join(events.CheckFirewall(name), events.CheckRealm(c.Realm)); err != nil {
+			return &exitError{2, err}
+		}
 	}
-	made, err := auth.AddFirewall(c.Dir, auth.Firewall{Name: c.Name, Realm: c.Realm, URL: c.URL, Force: c.Force})
-	if err != nil {
-		return err
+	for _, name := range c.Name {
+		made, err := auth.AddFirewall(c.Dir, auth.Firewall{Name: name, Realm: c.Realm, URL: c.URL, Force: c.Force})
+		if errors.Is(err, auth.ErrThere) && c.IfMissing {
+			fmt.Printf("%s: is there already; nothing was changed\n", name)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s: take it to %s, and there: producer --config producer.yaml --check\n", made, name)
 	}
-	fmt.Printf("%s: take it to %s, and there: producer --config producer.yaml --check\n", made, c.Name)
 	return c.reload(ctx)
 }
 
