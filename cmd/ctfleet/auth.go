@@ -22,6 +22,7 @@ type authCmd struct {
 	Init           authInitCmd   `cmd:"" help:"Make the keys, certificates, permissions and server configuration of a fleet."`
 	AddFirewall    authAddCmd    `cmd:"" help:"Let one more firewall connect: a directory to take to it."`
 	RevokeFirewall authRevokeCmd `cmd:"" help:"Let a firewall connect no more."`
+	Renew          authRenewCmd  `cmd:"" help:"New certificates for the server and the services; further names of the server."`
 	Reload         authReloadCmd `cmd:"" help:"Have the servers read their configuration again."`
 	Key            authKeyCmd    `cmd:"" help:"Make a key to sign commands with, and add it to a trust file."`
 }
@@ -151,6 +152,23 @@ func (c *authRevokeCmd) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("%s: its key opens nothing any more, once the server knows\n", c.Name)
+	return c.reload(ctx)
+}
+
+type authRenewCmd struct {
+	fleetDir
+	Host []string `placeholder:"NAME" help:"A further name or address of the server."`
+}
+
+func (c *authRenewCmd) Run(ctx context.Context) error {
+	renewed, err := auth.Renew(c.Dir, c.Host)
+	if err != nil {
+		return err
+	}
+	for _, dir := range renewed {
+		fmt.Printf("%s: has a new certificate\n", dir)
+	}
+	fmt.Println("Services read theirs when they start. Firewalls: auth add-firewall NAME --force.")
 	return c.reload(ctx)
 }
 

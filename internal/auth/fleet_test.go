@@ -289,6 +289,45 @@ func TestStrangers(t *testing.T) {
 	f.conn("aggregator") // and the good one does
 }
 
+// TestRenew gives the server another name and everybody another certificate, while it runs.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, Options{}, "fw-a")
+	before := contents(t, f.dir)
+	renewed, err := Renew(f.dir, []string{"later.example", "192.0.2.7", "localhost"})
+	if err != nil || len(renewed) != len(Services()) {
+		t.Fatalf("renewed %v: %v", renewed, err)
+	}
+	for name, text := range contents(t, f.dir) {
+		dir, base := filepath.Split(name)
+		want := (base == "cert.pem" || base == "key.pem") && dir != "firewalls/fw-a/"
+		if changed := before[name] != text; changed != want {
+			t.Errorf("%s has changed: %t, want %t", name, changed, want)
+		}
+	}
+	if _, err := bus.ReloadServers(t.Context(), f.flags("system")); err != nil {
+		t.Fatal(err)
+	}
+	// Old and new certificates both open the door.
+	f.conn("aggregator")
+	f.conn("firewalls/fw-a")
+	cert, err := readCertificate(filepath.Join(f.dir, "nats", "cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"later.example", "192.0.2.7", "localhost", "127.0.0.1", "nats-3"} {
+		if err := cert.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(cert.DNSNames)+len(cert.IPAddresses) != 2+len(usualHosts()) {
+		t.Errorf("the certificate is for %v %v", cert.DNSNames, cert.IPAddresses)
+	}
+	if _, err := Renew(t.TempDir(), nil); err == nil {
+		t.Error("renewed nothing")
+	}
+}
+
 // TestDenied says at once what a key is not for, instead of waiting for an answer that never comes.
 func TestDenied(t *testing.T) {
 	t.Parallel()
