@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -209,6 +211,16 @@ func TestReload(t *testing.T) {
 		t.Errorf("added: %v", err)
 	}
 
+	var log lines
+	elsewhere := &fleet{dir: t.TempDir(), url: f.url} // the copy on the firewall
+	if err := os.CopyFS(elsewhere.dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	revoked, err := bus.Connect(bus.Config{Flags: elsewhere.flags("firewalls/fw-b"), Role: "producer", Patient: true, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer revoked.Close()
 	stolen := f.client("firewalls/fw-b")
 	gone := stolen.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	if err := RevokeFirewall(f.dir, "fw-b"); err != nil {
@@ -224,6 +236,12 @@ func TestReload(t *testing.T) {
 		t.Error("who was revoked is still connected")
 	}
 	stolen.Close()
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "Authorization Violation"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("who was revoked is not told why:\n%s", log.String())
+			break
+		}
+	}
 	if breaks.Load() != 0 || keep.Connected() != nil {
 		t.Errorf("the connection of another firewall broke %d times", breaks.Load())
 	}
@@ -255,6 +273,24 @@ func TestReload(t *testing.T) {
 	if _, err := bus.ReloadServers(t.Context(), f.flags("operator")); !errors.Is(err, bus.ErrDenied) {
 		t.Errorf("a reload by the operator's key: %v", err)
 	}
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // TestStrangers do not get in.
