@@ -236,7 +236,7 @@ func TestReload(t *testing.T) {
 		t.Error("who was revoked is still connected")
 	}
 	stolen.Close()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "Authorization Violation"); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "authorization violation"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Errorf("who was revoked is not told why:\n%s", log.String())
 			break
@@ -244,6 +244,15 @@ func TestReload(t *testing.T) {
 	}
 	if breaks.Load() != 0 || keep.Connected() != nil {
 		t.Errorf("the connection of another firewall broke %d times", breaks.Load())
+	}
+	if err := os.Remove(elsewhere.flags("firewalls/fw-b").NATSCert); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(15 * time.Second); !strings.Contains(log.String(), "fw-b/cert.pem: no such file"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("who has no certificate any more is not told:\n%s", log.String())
+			break
+		}
 	}
 	// The name can be had again, with another key.
 	if _, err := AddFirewall(f.dir, Firewall{Name: "fw-b", Realm: "default"}); err != nil {
