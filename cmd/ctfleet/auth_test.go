@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ctfleet/ctfleet/internal/bus"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // TestKeysOfPersons: a viewer sees counts and alerts, an analyst also events and the audit; neither does
@@ -61,6 +64,29 @@ func TestKeysOfPersons(t *testing.T) {
 	until(t, "the entries to be there still", func() bool { return f.firewalls()[0].Table.Count >= 700 })
 }
 
+// TestReplyIsNoInbox: who may only ask names the subject of an alert, and that of a command, as where the
+// answer shall go: the aggregator may publish on the first, and does not.
+func TestReplyIsNoInbox(t *testing.T) {
+	t.Parallel()
+	f := secureFleet(t, "fw-a")
+	f.bootstrap()
+	agg, _ := f.aggregator()
+	viewer := f.connection("viewer")
+	for _, subject := range []string{"ct.v1.alerts.firing.forged.fleet.203-0-113-7", "ct.v1.cmd.fw-a.resync", "ct.v1.pace"} {
+		if err := viewer.NC.PublishRequest(events.QuerySubject(events.QueryFirewalls), subject, []byte("\x80")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	agg.says(&agg.stderr, `(its reply subject is no inbox)`)
+	// One that is answered came after those.
+	if err := viewer.Request(t.Context(), events.QuerySubject(events.QueryFirewalls), &events.FirewallsQuery{}, &events.FirewallsReply{}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := f.conn.State(t.Context(), bus.StreamAlerts); err != nil || st.LastSeq != 0 {
+		t.Errorf("an alert was forged: %+v %v", st, err)
+	}
+}
+
 func TestAuthCommands(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "fleet")
@@ -79,6 +105,9 @@ func TestAuthCommands(t *testing.T) {
 	do(0, "nothing was changed", "init", dir, "--if-missing")
 	do(2, "not allowed", "add-firewall", "Fw 1", "--dir", dir)
 	do(2, "reserved", "add-firewall", "fleet", "--dir", dir)
+	do(0, "export NATS_URL='tls://localhost:4222'\nexport NATS_NKEY='"+dir+"/operator/nats.nk'\n", "env", "operator", "--dir", dir)
+	do(0, "export NATS_URL='tls://other:1'\n", "env", "viewer", "--dir", dir, "--nats-url", "tls://other:1")
+	do(2, `there is no "nobody"; there are: system, bootstrap`, "env", "nobody", "--dir", dir)
 	do(0, "take it to fw1", "add-firewall", "fw1", "--dir", dir)
 	do(0, "send it SIGHUP", "add-firewall", "fw2", "--dir", dir, "--realm", "lis1")
 	do(1, "--force gives it another key", "add-firewall", "fw2", "--dir", dir)

@@ -146,7 +146,7 @@ func (f *fleet) connection(who string) *bus.Conn {
 		at := func(name string) string { return filepath.Join(f.auth, who, name) }
 		flags.NATSNKey, flags.NATSCA, flags.NATSCert, flags.NATSKey = at("nats.nk"), at("ca.pem"), at("cert.pem"), at("key.pem")
 	}
-	conn, err := bus.Connect(bus.Config{Flags: flags, Role: "test"})
+	conn, err := bus.Connect(bus.Config{Flags: flags, Role: "operator"})
 	if err != nil {
 		f.t.Fatal(err)
 	}

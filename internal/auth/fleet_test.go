@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -209,6 +211,16 @@ func TestReload(t *testing.T) {
 		t.Errorf("added: %v", err)
 	}
 
+	var log lines
+	elsewhere := &fleet{dir: t.TempDir(), url: f.url} // the copy on the firewall
+	if err := os.CopyFS(elsewhere.dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	revoked, err := bus.Connect(bus.Config{Flags: elsewhere.flags("firewalls/fw-b"), Role: "producer", Patient: true, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer revoked.Close()
 	stolen := f.client("firewalls/fw-b")
 	gone := stolen.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	if err := RevokeFirewall(f.dir, "fw-b"); err != nil {
@@ -224,8 +236,23 @@ func TestReload(t *testing.T) {
 		t.Error("who was revoked is still connected")
 	}
 	stolen.Close()
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "authorization violation"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("who was revoked is not told why:\n%s", log.String())
+			break
+		}
+	}
 	if breaks.Load() != 0 || keep.Connected() != nil {
 		t.Errorf("the connection of another firewall broke %d times", breaks.Load())
+	}
+	if err := os.Remove(elsewhere.flags("firewalls/fw-b").NATSCert); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(15 * time.Second); !strings.Contains(log.String(), "fw-b/cert.pem: no such file"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("who has no certificate any more is not told:\n%s", log.String())
+			break
+		}
 	}
 	// The name can be had again, with another key.
 	if _, err := AddFirewall(f.dir, Firewall{Name: "fw-b", Realm: "default"}); err != nil {
@@ -255,6 +282,24 @@ func TestReload(t *testing.T) {
 	if _, err := bus.ReloadServers(t.Context(), f.flags("operator")); !errors.Is(err, bus.ErrDenied) {
 		t.Errorf("a reload by the operator's key: %v", err)
 	}
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // TestStrangers do not get in.
@@ -287,6 +332,45 @@ func TestStrangers(t *testing.T) {
 		}
 	}
 	f.conn("aggregator") // and the good one does
+}
+
+// TestRenew gives the server another name and everybody another certificate, while it runs.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, Options{}, "fw-a")
+	before := contents(t, f.dir)
+	renewed, err := Renew(f.dir, []string{"later.example", "192.0.2.7", "localhost"})
+	if err != nil || len(renewed) != len(Services()) {
+		t.Fatalf("renewed %v: %v", renewed, err)
+	}
+	for name, text := range contents(t, f.dir) {
+		dir, base := filepath.Split(name)
+		want := (base == "cert.pem" || base == "key.pem") && dir != "firewalls/fw-a/"
+		if changed := before[name] != text; changed != want {
+			t.Errorf("%s has changed: %t, want %t", name, changed, want)
+		}
+	}
+	if _, err := bus.ReloadServers(t.Context(), f.flags("system")); err != nil {
+		t.Fatal(err)
+	}
+	// Old and new certificates both open the door.
+	f.conn("aggregator")
+	f.conn("firewalls/fw-a")
+	cert, err := readCertificate(filepath.Join(f.dir, "nats", "cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"later.example", "192.0.2.7", "localhost", "127.0.0.1", "nats-3"} {
+		if err := cert.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(cert.DNSNames)+len(cert.IPAddresses) != 2+len(usualHosts()) {
+		t.Errorf("the certificate is for %v %v", cert.DNSNames, cert.IPAddresses)
+	}
+	if _, err := Renew(t.TempDir(), nil); err == nil {
+		t.Error("renewed nothing")
+	}
 }
 
 // TestDenied says at once what a key is not for, instead of waiting for an answer that never comes.
