@@ -35,6 +35,7 @@ cluster() { "${compose[@]}" -p ctfleet-smoke-cluster --env-file deploy/cluster.e
 firewall() { "${compose[@]}" -p ctfleet-smoke-fw -f deploy/agent/compose.yml "$@"; }
 here() { nsenter --net="/run/netns/$netns" "$@"; }
 id_of() { centre ps -q "$1"; }
+has() { grep "$@" >/dev/null; } # not -q, which stops reading: who still writes would fail
 expect() { [ "$2" = "$3" ] || fail "$1: $2, want $3"; }
 
 # await SECONDS WHAT COMMAND...: until it succeeds.
@@ -54,6 +55,7 @@ watchdog=$!
 cleanup() {
   local code=$?
   trap '' INT TERM
+  trap - ERR
   set +e
   if [ -n "$engine" ]; then
     if [ $code -ne 0 ]; then
@@ -71,6 +73,8 @@ cleanup() {
   exit $code
 }
 trap cleanup EXIT
+set -E
+trap 'echo "smoke: FAILED in line $LINENO: $BASH_COMMAND" >&2' ERR
 trap 'exit 130' INT TERM
 
 say 'an engine of our own'
@@ -83,11 +87,11 @@ nsenter --net="/run/netns/$netns" dockerd --config-file "$work/daemon.json" --da
 engine=$!
 await 60 'the engine' docker version
 docker version -f 'engine {{.Server.Version}}, client {{.Client.Version}}'
-centre version | head -n 1
+centre version | sed -n 1p
 
 say 'stand-ins for the images that would be pulled'
 tag() { # VARIABLE: the default of a variable in a shipped file
-  grep -ohE "(\\\$\{$1:-|ARG $1=)[^}]+" Dockerfile docker-compose.yml | head -n 1 | sed -E 's/.*(:-|=)//'
+  grep -ohE "(\\\$\{$1:-|ARG $1=)[^}]+" Dockerfile docker-compose.yml | sed -n 1p | sed -E 's/.*(:-|=)//'
 }
 # put ROOT PROGRAM PATH: a program, and the libraries that it asks for.
 put() {
@@ -177,7 +181,7 @@ expect 'programs in the image of the producer' "$(docker export "$(firewall ps -
 layers() { docker image inspect -f '{{json .RootFS.Layers}}' "$1"; }
 buildkit=
 for client in docker /usr/bin/docker; do
-  if "$client" buildx version >/dev/null 2>&1 || "$client" --version | grep -q 'version 20\.'; then buildkit=$client; fi
+  if "$client" buildx version >/dev/null 2>&1 || "$client" --version | has 'version 20\.'; then buildkit=$client; fi
 done
 if [ -n "$buildkit" ]; then
   say 'the same layers from BuildKit'
@@ -234,20 +238,20 @@ centre up -d
 for fw in fw-a fw-b fw-c; do await 30 "$fw at the centre" is "$fw" fresh; done
 
 say 'the attack, the alert, and what would have been done'
-fired() { ask alerts list -o json | grep -q '"key":"198\.18\.66\.'; }
+fired() { ask alerts list -o json | has '"key":"198\.18\.66\.'; }
 await 40 'the alert about the attacker' fired
-decided() { ask audit list -o json | grep -q "\"outcome\":\"$1\""; }
+decided() { ask audit list -o json | has "\"outcome\":\"$1\""; }
 await 10 'the decision that is only recorded' decided simulated
-ask audit list -o json | grep -q '"receipt":' && fail 'something was deleted in mode observe'
+ask audit list -o json | has '"receipt":' && fail 'something was deleted in mode observe'
 get() { here python3 -c 'import sys,urllib.request as u; r=u.Request(sys.argv[1], headers=dict(h.split(": ",1) for h in sys.argv[2:])); print(u.urlopen(r, timeout=5).read().decode())' "$@"; }
 token=$(docker cp "$(id_of aggregator)":/keys/aggregator/http-token - | tar -xO)
 get http://127.0.0.1:8080/api/v1/firewalls >/dev/null 2>&1 && fail 'the API is served without the token'
-get http://127.0.0.1:8080/api/v1/firewalls "Authorization: Bearer $token" | grep -q fw-smoke || fail 'the API does not show the firewall'
-told() { get http://127.0.0.1:9093/api/v2/alerts | grep -q new-flows-by-source; }
+get http://127.0.0.1:8080/api/v1/firewalls "Authorization: Bearer $token" | has fw-smoke || fail 'the API does not show the firewall'
+told() { get http://127.0.0.1:9093/api/v2/alerts | has new-flows-by-source; }
 await 30 'Alertmanager to be told' told
-scraped() { get 'http://127.0.0.1:9090/api/v1/query?query=sum(up)' | grep -q '"5"'; } # aggregator, responder, three producers
+scraped() { get 'http://127.0.0.1:9090/api/v1/query?query=sum(up)' | has '"5"'; } # aggregator, responder, three producers
 await 45 'Prometheus to scrape all five' scraped
-get http://127.0.0.1:9090/api/v1/rules | grep -q CtfleetTableAbove95 || fail 'Prometheus has no rules'
+get http://127.0.0.1:9090/api/v1/rules | has CtfleetTableAbove95 || fail 'Prometheus has no rules'
 for file in /etc/grafana/provisioning/datasources/ctfleet.yml /etc/grafana/provisioning/dashboards/ctfleet.yml /etc/grafana/dashboards/ctfleet.json; do
   docker exec "$(id_of grafana)" /bin/busybox cat "$file" >/dev/null || fail "grafana does not find $file"
 done
@@ -277,9 +281,10 @@ sed -i 's/^mode: observe/mode: enforce/' "$work/config/policy.yaml"
 centre kill -s HUP responder
 receipts() { ask audit list -o json | python_json "sys.exit({'fw-a', 'fw-b'} - {e['receipt']['firewall'] for e in d['entries'] if e.get('receipt') and e['receipt']['deleted'] > 0} != set())"; }
 await 45 'receipts of the flush from fw-a and fw-b' receipts
-ask allowlist add 198.51.100.0/24 --reason smoke >/dev/null
+ask allowlist add 198.51.100.0/24 --comment smoke >/dev/null
 
-say 'every service restarted'
+say 'every service restarted, with new certificates'
+centre run --rm auth renew --host 192.0.2.10
 for service in nats aggregator responder; do
   centre restart -t 45 "$service" >/dev/null 2>&1
   [ "$service" = responder ] || await 30 "the firewall, with $service restarted" is fw-smoke fresh
@@ -302,12 +307,12 @@ unset COMPOSE_PROFILES
 centre up -d
 await 30 'the firewall at the centre again' is fw-smoke fresh
 receipts || fail 'the receipts are gone from the audit'
-ask allowlist list | grep -q 198.51.100.0/24 || fail 'the entry is gone from the allowlist'
-ask top --by src --metric new --at "$minute" -o json | grep -q "\"$source\"" || fail "the history of $minute is gone"
+ask allowlist list | has 198.51.100.0/24 || fail 'the entry is gone from the allowlist'
+ask top --by src --metric new --at "$minute" -o json | has "\"$source\"" || fail "the history of $minute is gone"
 
 say 'a firewall that is revoked'
 centre run --rm auth revoke-firewall fw-smoke
-refused() { firewall logs --tail=20 2>&1 | grep -qi 'authorization violation'; }
+refused() { firewall logs --tail=20 2>&1 | has -i 'authorization violation'; }
 await 20 'the revoked firewall to be refused' refused
 is fw-smoke fresh && fail 'a revoked firewall still reports'
 producer=$(firewall ps -q producer)
@@ -319,6 +324,6 @@ say 'three servers'
 cluster up -d
 cluster run --rm ctfleet firewalls list
 docker kill "$(cluster ps -q nats)" >/dev/null
-await 20 'an answer with two of three servers' cluster run --rm ctfleet allowlist add 198.51.100.0/24 --reason cluster
+await 20 'an answer with two of three servers' cluster run --rm ctfleet allowlist add 198.51.100.0/24 --comment cluster
 cluster down -v >/dev/null 2>&1
 say ok
