@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -33,7 +32,7 @@ type cli struct {
 	Auth      authCmd      `cmd:"" help:"Keys."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Version   versionCmd   `cmd:"" help:"Print the version, or those of the whole fleet."`
 
 	Show   kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
 	Config string           `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file. Environment and command line win."`
@@ -73,11 +72,4 @@ func main() {
 		complain("%v", err)
 		os.Exit(1)
 	}
-}
-
-type versionCmd struct{}
-
-func (*versionCmd) Run() error {
-	fmt.Println(daemon.ProgramVersion())
-	return nil
 }
