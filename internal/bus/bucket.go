@@ -23,6 +23,9 @@ const (
 // bucketStream is the stream that a bucket is.
 func bucketStream(bucket string) string { return "KV_" + bucket }
 
+// StreamOf is the stream that keeps a bucket's values.
+func StreamOf(bucket string) string { return bucketStream(bucket) }
+
 // BucketSubject is where the value of a key is published: signatures are over it.
 func BucketSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
 

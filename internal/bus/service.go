@@ -109,7 +109,7 @@ func (c *Conn) Instances(ctx context.Context, service string, wait time.Duration
 	var all []Instance
 	for {
 		m, err := answers.NextMsgWithContext(ctx)
-		if err != nil || len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+		if err != nil {
 			return all, nil //nolint:nilerr // the time is over, or nobody serves
 		}
 		var info micro.Info
