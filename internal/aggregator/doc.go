@@ -11,6 +11,7 @@
 //	orders.go       what operators said: of the circuit, of firewalls
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
+//	peers.go        several aggregators: each alert once, one answer
 //	view.go         the answers to questions, for the bus and for HTTP
 //	address.go      all that is known of one address
 //	recent.go       alerts and audit of late, as the streams keep them
