@@ -77,7 +77,7 @@ func (a *Aggregator) publishOver(over []rule.Transition, rules []rule.Rule) {
 		if slices.ContainsFunc(rules, func(r rule.Rule) bool { return r.Name == al.Rule }) {
 			al.Text = al.Rule + ": the rule counts something else now"
 		}
-		a.send(al)
+		a.send(al, over[i].Before/1e6)
 	}
 }
 
