@@ -83,8 +83,7 @@ func (a *Aggregator) publishOver(over []rule.Transition, rules []rule.Rule) {
 
 // whatChanged says in words how rules differ.
 func whatChanged(before, after string, added, removed, changed []string) string {
-	host, _ := os.Hostname() // an empty name is fine
-	s := fmt.Sprintf("the aggregator on %s: rules %s instead of %s", cmp.Or(host, "an unnamed host"), cmp.Or(after, "none"), cmp.Or(before, "none"))
+	s := fmt.Sprintf("the aggregator on %s: rules %s instead of %s", hostName(), cmp.Or(after, "none"), cmp.Or(before, "none"))
 	for _, part := range []struct {
 		word  string
 		names []string
@@ -98,6 +97,11 @@ func whatChanged(before, after string, added, removed, changed []string) string 
 		}
 	}
 	return s
+}
+
+func hostName() string {
+	host, _ := os.Hostname() // an empty name is fine
+	return cmp.Or(host, "an unnamed host")
 }
 
 // recordReload keeps in the audit what was changed.

@@ -21,7 +21,7 @@ const ServiceName = "ct-aggregator"
 func (a *Aggregator) serve(ctx context.Context) (stop func(), err error) {
 	return a.conn.Serve(bus.Service{
 		Name: ServiceName, Description: "ctfleet aggregator: the fleet's counts",
-		Metadata: map[string]string{"version": daemon.ProgramVersion()},
+		Metadata: map[string]string{"version": daemon.ProgramVersion(), "host": hostName()},
 		Endpoints: []bus.Endpoint{
 			question(events.QueryTop, func(q *events.TopQuery) (events.Message, error) { return a.Top(q) }),
 			question(events.QueryFirewalls, func(*events.FirewallsQuery) (events.Message, error) { return a.Firewalls(), nil }),
@@ -162,5 +162,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 		})
 	}
 	slices.SortFunc(r.Firewalls, func(x, y events.FirewallStatus) int { return cmp.Compare(x.Firewall, y.Firewall) })
+	r.Rules = a.rules.Digest
+	markBehind(r)
 	return r
 }
