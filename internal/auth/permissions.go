@@ -75,6 +75,8 @@ func permissionsOf(id *Identity) Permissions {
 		for _, s := range []string{bus.StreamAlerts, bus.StreamAudit} {
 			say(reads(s)...)
 		}
+		say(answers("operator")...) // what version it is
+		hear(discovery("ct-responder")...)
 		say(acknowledges(bus.StreamAlerts, "responder")...)
 		say(looksUp(bus.StreamLast)...)
 		say(readsBuckets()...)

@@ -224,7 +224,7 @@ func TestPermissions(t *testing.T) {
 		{"subscribe $SYS.>", ""},
 
 		// Answers go to the inboxes of those who ask.
-		{"publish _INBOX.operator.x.y", "aggregator fw-a fw-b"},
+		{"publish _INBOX.operator.x.y", "aggregator responder fw-a fw-b"},
 		{"publish _INBOX.responder.x.y", "fw-a fw-b"},
 		{"publish _INBOX.aggregator.x.y", "fw-a fw-b"},
 		{"publish _INBOX.producer.x.y", ""},
@@ -273,9 +273,10 @@ func TestPermissions(t *testing.T) {
 
 		// What `nats micro` asks.
 		{"publish $SRV.PING", "operator"},
-		{"subscribe $SRV.PING", "aggregator fw-a fw-b"},
+		{"subscribe $SRV.PING", "aggregator responder fw-a fw-b"},
 		{"subscribe $SRV.STATS.ct-producer", "fw-a fw-b"},
 		{"subscribe $SRV.STATS.ct-aggregator", "aggregator"},
+		{"subscribe $SRV.INFO.ct-responder", "responder"},
 		{"subscribe $SRV.>", ""},
 
 		// The server itself.
