@@ -60,10 +60,12 @@ func (f *fleet) talk(firewall, client string, kept int) func() traffic.TalkStats
 }
 
 // TestStolenFirewallKey: whoever has the key of one firewall makes up flows of an
-// address, to have it flushed from another, and a receipt in that one's name.
+// address, to have it flushed from another, and a receipt in that one's name; and names
+// that one's subjects as where the server's answers shall go.
 func TestStolenFirewallKey(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, "fw-a")
+	f := secureFleet(t, "fw-a", "fw-b")
+	f.bootstrap()
 	f.aggregator("--rules", file(t, "rules.yaml", adversaryRules))
 	f.producer("fw-a", "--allow-flush")
 	f.responder("mode: enforce\npolicies: [{rule: flood, where: realm}]\n")
@@ -84,14 +86,29 @@ func TestStolenFirewallKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.conn.JS.Publish(t.Context(), events.EventsSubject("fw-b"), data); err != nil {
+	thief := f.connection("firewalls/fw-b")
+	if _, err := thief.JS.Publish(t.Context(), events.EventsSubject("fw-b"), data); err != nil {
 		t.Fatal(err)
 	}
 	f.refused("fw-a", "too-few-entries")
 	forged := &events.Receipt{ID: "x", Firewall: "fw-a", Verb: events.VerbFlush, Addresses: []string{ordinary}, Deleted: 4}
-	if err := f.conn.PublishMessage(t.Context(), events.AuditSubject("fw-b", events.VerbFlush), "", forged); err != nil {
+	if err := thief.PublishMessage(t.Context(), events.AuditSubject("fw-b", events.VerbFlush), "", forged); err != nil {
 		t.Fatal(err)
 	}
+	// NATS sends an acknowledgement wherever it is told to. It holds nothing of the
+	// thief's choice: it is refused and counted, and is no event, no command, no loss of fw-a.
+	for _, subject := range []string{events.EventsSubject("fw-a"), events.CommandSubject("fw-a", events.VerbFlush), events.AuditSubject("fw-a", events.VerbFlush)} {
+		if err := thief.NC.PublishRequest(events.EventsSubject("fw-b"), subject, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "the answer that went astray to be refused", func() bool {
+		fw := f.firewalls()[0]
+		if fw.Firewall != "fw-a" || fw.Lost+fw.Missing != 0 {
+			t.Fatalf("fw-a: %+v", fw)
+		}
+		return fw.Refused == 1
+	})
 	if r := f.run(t, "ctfleet", "audit", "list"); !strings.Contains(r.stderr, "fw-b wrote a receipt in the name of fw-a") || strings.Contains(r.stdout, "deleted 4") {
 		t.Errorf("a forged receipt: %+v", r)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -117,24 +118,36 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 	defer conn.Close()
 	// Silence must mean that nothing fires, not that nothing can be heard.
 	st, err := conn.State(ctx, bus.StreamAlerts)
-	if err != nil {
+	listen := errors.Is(err, bus.ErrDenied) && c.Since == 0 // a viewer's key
+	if err != nil && !listen {
 		return quiet(ctx, err)
+	}
+	if c.Output == "raw" {
+		fmt.Println(strings.Join(watchedColumns, "\t"))
+	}
+	if listen {
+		stop, err := conn.Subscribe(events.SubjectAlerts+".>", func(subject string, data []byte) { c.print(subject, data, time.Now()) })
+		if err != nil {
+			return err
+		}
+		defer stop()
+		<-ctx.Done()
+		return nil
 	}
 	var from bus.FollowFrom
 	if c.Since > 0 {
 		from.Time = st.Now.Add(-c.Since)
 	}
-	if c.Output == "raw" {
-		fmt.Println(strings.Join(watchedColumns, "\t"))
+	return conn.Follow(ctx, bus.StreamAlerts, from, func(m bus.Msg) { c.print(m.Subject, m.Data, m.Time) })
+}
+
+func (c *alertsWatchCmd) print(subject string, data []byte, at time.Time) {
+	var a events.Alert
+	if err := events.Unmarshal(data, &a); err != nil {
+		complain("refused a message on %q: %v", subject, err)
+		return
 	}
-	return conn.Follow(ctx, bus.StreamAlerts, from, func(m bus.Msg) {
-		var a events.Alert
-		if err := events.Unmarshal(m.Data, &a); err != nil {
-			complain("refused a message on %q: %v", m.Subject, err)
-			return
-		}
-		_ = printWatched(os.Stdout, c.Output, m.Time, &a) // a closed pipe ends us by its signal
-	})
+	_ = printWatched(os.Stdout, c.Output, at, &a) // a closed pipe ends us by its signal
 }
 
 // watchedColumns are those of an alert as -o raw follows it. Times are in UTC.

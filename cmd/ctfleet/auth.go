@@ -22,6 +22,7 @@ type authCmd struct {
 	Init           authInitCmd   `cmd:"" help:"Make the keys, certificates, permissions and server configuration of a fleet."`
 	AddFirewall    authAddCmd    `cmd:"" help:"Let one more firewall connect: a directory to take to it."`
 	RevokeFirewall authRevokeCmd `cmd:"" help:"Let a firewall connect no more."`
+	Renew          authRenewCmd  `cmd:"" help:"New certificates for the server and the services; further names of the server."`
 	Reload         authReloadCmd `cmd:"" help:"Have the servers read their configuration again."`
 	Key            authKeyCmd    `cmd:"" help:"Make a key to sign commands with, and add it to a trust file."`
 }
@@ -113,22 +114,31 @@ func (d *fleetDir) reload(ctx context.Context) error {
 }
 
 type authAddCmd struct {
-	Name string `arg:"" help:"The firewall's name: a-z, 0-9, and after the first character - and _."`
+	Name []string `arg:"" help:"The firewall's name: a-z, 0-9, and after the first character - and _; or several."`
 	fleetDir
-	Realm string `default:"default" help:"Where its addresses name one host each (${default})."`
-	URL   string `placeholder:"URL" help:"Where this firewall reaches the server (as auth init was told)."`
-	Force bool   `help:"Another key and certificate for one that is there. What it has works no more."`
+	Realm     string `default:"default" help:"Where its addresses name one host each (${default})."`
+	URL       string `placeholder:"URL" help:"Where this firewall reaches the server (as auth init was told)."`
+	Force     bool   `xor:"there" help:"Another key and certificate for one that is there. What it has works no more."`
+	IfMissing bool   `xor:"there" help:"Leave one that is there as it is."`
 }
 
 func (c *authAddCmd) Run(ctx context.Context) error {
-	if err := errors.Join(events.CheckFirewall(c.Name), events.CheckRealm(c.Realm)); err != nil {
-		return &exitError{2, err}
+	for _, name := range c.Name {
+		if err := errors.Join(events.CheckFirewall(name), events.CheckRealm(c.Realm)); err != nil {
+			return &exitError{2, err}
+		}
 	}
-	made, err := auth.AddFirewall(c.Dir, auth.Firewall{Name: c.Name, Realm: c.Realm, URL: c.URL, Force: c.Force})
-	if err != nil {
-		return err
+	for _, name := range c.Name {
+		made, err := auth.AddFirewall(c.Dir, auth.Firewall{Name: name, Realm: c.Realm, URL: c.URL, Force: c.Force})
+		if errors.Is(err, auth.ErrThere) && c.IfMissing {
+			fmt.Printf("%s: is there already; nothing was changed\n", name)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s: take it to %s, and there: producer --config producer.yaml --check\n", made, name)
 	}
-	fmt.Printf("%s: take it to %s, and there: producer --config producer.yaml --check\n", made, c.Name)
 	return c.reload(ctx)
 }
 
@@ -142,6 +152,23 @@ func (c *authRevokeCmd) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("%s: its key opens nothing any more, once the server knows\n", c.Name)
+	return c.reload(ctx)
+}
+
+type authRenewCmd struct {
+	fleetDir
+	Host []string `placeholder:"NAME" help:"A further name or address of the server."`
+}
+
+func (c *authRenewCmd) Run(ctx context.Context) error {
+	renewed, err := auth.Renew(c.Dir, c.Host)
+	if err != nil {
+		return err
+	}
+	for _, dir := range renewed {
+		fmt.Printf("%s: has a new certificate\n", dir)
+	}
+	fmt.Println("Services read theirs when they start. Firewalls: auth add-firewall NAME --force.")
 	return c.reload(ctx)
 }
 

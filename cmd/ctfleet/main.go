@@ -33,6 +33,8 @@ type cli struct {
 	Auth      authCmd      `cmd:"" help:"Keys, certificates and permissions."`
 	Decode    decodeCmd    `cmd:"" help:"Turn a message from the bus, on standard input, into JSON: nats sub --translate 'ctfleet decode' 'ct.v1.>'."`
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
+	Ready     readyCmd     `cmd:"" help:"Ask a daemon whether it is ready: exit 0 if so. For the health check of a container."`
+	Site      siteCmd      `cmd:"" hidden:"" help:"Make a firewall with traffic of the container that this runs in: the demo of the compose file."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 
 	Show   kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`

@@ -65,6 +65,9 @@ func usualHosts() []string {
 // ErrInitialised is returned by [Init] where a fleet is already.
 var ErrInitialised = errors.New("it holds the keys of a fleet already")
 
+// ErrThere is returned for a firewall that was added before.
+var ErrThere = errors.New("is there already")
+
 // Init makes a directory for a fleet: keys and certificates for its server and its services,
 // a directory for each, and the server's configuration.
 func Init(dir string, o Options) error {
@@ -254,7 +257,7 @@ func AddFirewall(dir string, f Firewall) (made string, err error) {
 	err = change(dir, func(dir string, reg *Register) error {
 		at := reg.find(f.Name)
 		if at >= 0 && !f.Force {
-			return fmt.Errorf("firewall %s is there already: --force gives it another key, and takes it the one it has", f.Name)
+			return fmt.Errorf("firewall %s %w: --force gives it another key, and takes it the one it has", f.Name, ErrThere)
 		}
 		if at < 0 && slices.ContainsFunc(reg.Identities, func(id Identity) bool { return id.Name == f.Name }) {
 			return fmt.Errorf("%s is the name of a service", f.Name)

@@ -135,8 +135,10 @@ var buckets = []string{bus.BucketAllowlist, bus.BucketApprovals, bus.BucketGuard
 
 func readsBuckets() (subjects []string) {
 	for _, b := range buckets {
-		subjects = append(subjects, reads(bus.BucketStream(b))...)
-		subjects = append(subjects, "$JS.API.DIRECT.GET."+bus.BucketStream(b)+".>")
+		s := bus.BucketStream(b)
+		subjects = append(subjects, reads(s)...)
+		// The latter where it is replicated: what is decided upon must be the last.
+		subjects = append(subjects, "$JS.API.DIRECT.GET."+s+".>", "$JS.API.STREAM.MSG.GET."+s)
 	}
 	return subjects
 }

@@ -112,7 +112,7 @@ func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, 
 			} else {
 				want.PersistMode = before.PersistMode
 			}
-			if s, err = c.JS.UpdateStream(ctx, want); err == nil && !reflect.DeepEqual(before, s.CachedInfo().Config) {
+			if s, err = c.update(ctx, want); err == nil && !reflect.DeepEqual(before, s.CachedInfo().Config) {
 				made = append(made, want.Name)
 			}
 		}
@@ -128,6 +128,12 @@ func (c *Conn) create(ctx context.Context, s jetstream.StreamConfig) (err error)
 	defer done(&err)
 	_, err = c.JS.CreateStream(ctx, s)
 	return err
+}
+
+func (c *Conn) update(ctx context.Context, s jetstream.StreamConfig) (updated jetstream.Stream, err error) {
+	ctx, done := c.denials.asking(ctx, "$JS.API.STREAM.UPDATE."+s.Name)
+	defer done(&err)
+	return c.JS.UpdateStream(ctx, s)
 }
 
 // Missing returns the names of the streams that do not exist.

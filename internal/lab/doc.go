@@ -20,6 +20,8 @@
 // Connection tracking is off in a new namespace until a rule asks for it. The
 // firewall's table `inet lab` does, with one rule on ct state in its forward chain.
 //
+// [Here] makes a firewall of a namespace that there is already, with nobody around it.
+//
 // Root builds the namespaces from where it is. Anyone else can when the kernel
 // permits unprivileged user namespaces: [Enter] re-executes the program as root of
 // namespaces of its own, and [Permitted] says what is in the way.

@@ -28,7 +28,11 @@ const (
 
 // addRules writes the firewall's table.
 func (fw *Firewall) addRules(spec FirewallSpec) error {
-	c, err := nftables.New(nftables.WithNetNSFd(fw.NS.FD()))
+	var in []nftables.ConnOption
+	if fw.NS != nil { // to enter the one that we are in takes a right, too
+		in = append(in, nftables.WithNetNSFd(fw.NS.FD()))
+	}
+	c, err := nftables.New(in...)
 	if err != nil {
 		return fmt.Errorf("open nftables socket: %w", err)
 	}
