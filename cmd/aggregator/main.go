@@ -100,11 +100,12 @@ func run(ctx context.Context, f *flags, rules rule.File) error {
 	if metrics != nil {
 		log.Info("metrics", "url", "http://"+metrics.Addr().String()+"/metrics")
 	}
+	health, manager := daemon.Health{Ready: a.Ready, Alive: a.Alive}, daemon.OpenManager(log)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return daemon.Serve(ctx, metrics, daemon.Mux(reg, daemon.Health{Ready: a.Ready}), log)
-	})
-	g.Go(func() error { return api.Serve(ctx, listener, &f.Access, a, reg, a.Ready, log) })
+	g.Go(func() error { return daemon.Serve(ctx, metrics, daemon.Mux(reg, health), log) })
+	g.Go(func() error { return manager.Run(ctx, health) })
+	g.Go(func() error { return daemon.Reloads(ctx, log, reg, manager, a.Reload) })
+	g.Go(func() error { return api.Serve(ctx, listener, &f.Access, a, reg, health, log) })
 	g.Go(func() error { return a.Run(ctx) })
 	return g.Wait()
 }

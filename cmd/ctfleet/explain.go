@@ -223,6 +223,7 @@ func (x *explained) print(w io.Writer, format string) error {
 		{a.Lossy, "lossy", "events were lost: it may have been more"},
 		{a.Stale, "stale", "a firewall was silent: what it held is not counted"},
 		{a.Approximate, "approximate", "a firewall's active count was not exact"},
+		{a.Partial, "partial", "it had been counted for less than the window: it may have been more"},
 		{a.Allowlisted, "allowlisted", "the live allowlist covered it"},
 		{a.Muted, "muted", "the bucket said that its firewall is muted, which is not verified here: a responder tells nobody then"},
 		{a.Simulated, "simulated", "it is a trial: nothing acts upon it"},

@@ -107,7 +107,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	p, err := producer.New(c.Options, producer.Dependencies{Bus: inside, Log: log, Registry: reg})
+	p, err := producer.New(c.Options, producer.Dependencies{Bus: inside, Log: log, Registry: reg, Options: c.again})
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if err != nil {
 		return err
 	}
-	r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: inside, Signer: key, Trust: trust, Log: log, Registry: reg})
+	r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: inside, Signer: key, Trust: trust, Policy: c.Responder.Load, Log: log, Registry: reg})
 	if err != nil {
 		return err
 	}
@@ -130,15 +130,29 @@ func (c *upCmd) run(ctx context.Context, rules rule.File, file policy.File, log 
 	if _, err := os.Stat(c.keyFile("operator")); err == nil && (c.AllowFlush || c.AllowBlock) {
 		fmt.Printf("Sign what is to be deleted or blocked: --sign-key %s\n", c.keyFile("operator"))
 	}
+	health := daemon.Health{
+		Ready: func() error { return errors.Join(p.Ready(), a.Ready(), r.Ready()) },
+		Alive: func() error { return errors.Join(p.Alive(), a.Alive(), r.Alive()) },
+	}
+	manager := daemon.OpenManager(log)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return api.Serve(ctx, listener, &c.Access, a, reg, a.Ready, log) })
+	g.Go(func() error { return manager.Run(ctx, health) })
+	g.Go(func() error {
+		return api.Serve(ctx, listener, &c.Access, a, reg, daemon.Health{Ready: a.Ready, Alive: health.Alive}, log)
+	})
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error { return r.Run(ctx) })
-	g.Go(func() error {
-		return daemon.Reloads(ctx, log, func() error { return errors.Join(p.Reload(), r.Reload()) })
-	})
+	g.Go(func() error { return daemon.Reloads(ctx, log, reg, manager, p.Reload, a.Reload, r.Reload) })
 	g.Go(func() error { return p.Run(ctx) })
 	return g.Wait()
+}
+
+// again reads the producer's options once more: those of the file may have changed.
+func (c *upCmd) again() (producer.Options, error) {
+	var again cli
+	err := daemon.Again("ctfleet", &again)
+	again.Up.Trust = c.Trust // which may be that of the directory
+	return again.Up.Options, err
 }
 
 // keys returns the responder's key. Where the operator gives no trust file, the

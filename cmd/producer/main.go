@@ -30,6 +30,13 @@ type flags struct {
 	Daemon daemon.Flags `embed:""`
 }
 
+// again reads the options once more: those of the file may have changed.
+func again() (producer.Options, error) {
+	var f flags
+	err := daemon.Again("producer", &f)
+	return f.Options, err
+}
+
 func main() {
 	var f flags
 	daemon.Parse("producer", description, &f)
@@ -52,7 +59,7 @@ func main() {
 			return err
 		}
 		reg := prometheus.NewRegistry()
-		p, err := producer.New(f.Options, producer.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg})
+		p, err := producer.New(f.Options, producer.Dependencies{Bus: bus.Config{Flags: f.Flags}, Log: log, Registry: reg, Options: again})
 		if err != nil {
 			return err
 		}
@@ -60,11 +67,11 @@ func main() {
 			log.Info("metrics", "url", "http://"+listener.Addr().String()+"/metrics")
 		}
 		ctx, done := context.WithCancel(ctx)
+		health, manager := daemon.Health{Ready: p.Ready, Alive: p.Alive}, daemon.OpenManager(log)
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error {
-			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: p.Ready}), log)
-		})
-		g.Go(func() error { return daemon.Reloads(ctx, log, p.Reload) })
+		g.Go(func() error { return daemon.Serve(ctx, listener, daemon.Mux(reg, health), log) })
+		g.Go(func() error { return manager.Run(ctx, health) })
+		g.Go(func() error { return daemon.Reloads(ctx, log, reg, manager, p.Reload) })
 		g.Go(func() error {
 			defer done() // an input ends
 			return p.Run(ctx)

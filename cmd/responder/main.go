@@ -68,18 +68,18 @@ func main() {
 		if err != nil {
 			return err
 		}
-		r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: bus.Config{Flags: f.Flags}, Signer: signer, Trust: trust, Log: log, Registry: reg})
+		r, err := responder.New(file, responder.Dependencies{Notifier: notifier, Bus: bus.Config{Flags: f.Flags}, Signer: signer, Trust: trust, Policy: f.Load, Log: log, Registry: reg})
 		if err != nil {
 			return err
 		}
 		if listener != nil {
 			log.Info("metrics", "url", "http://"+listener.Addr().String()+"/metrics")
 		}
+		health, manager := daemon.Health{Ready: r.Ready, Alive: r.Alive}, daemon.OpenManager(log)
 		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error {
-			return daemon.Serve(ctx, listener, daemon.Mux(reg, daemon.Health{Ready: r.Ready}), log)
-		})
-		g.Go(func() error { return daemon.Reloads(ctx, log, r.Reload) })
+		g.Go(func() error { return daemon.Serve(ctx, listener, daemon.Mux(reg, health), log) })
+		g.Go(func() error { return manager.Run(ctx, health) })
+		g.Go(func() error { return daemon.Reloads(ctx, log, reg, manager, r.Reload) })
 		g.Go(func() error { return r.Run(ctx) })
 		return g.Wait()
 	}))

@@ -24,7 +24,7 @@ import (
 
 // Options are what an operator sets; the flags of cmd/aggregator.
 type Options struct {
-	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
+	Rules   string `type:"existingfile" placeholder:"FILE" help:"Thresholds to alert on, read again on SIGHUP. Without it only the built-in alarms are judged: table fill, kernel drops, silence, loss."`
 	MaxKeys int    `default:"2097152" help:"Addresses remembered for each way to count (by source, by destination, and each prefix and match of a rule), over the whole fleet. When that is not enough each firewall keeps its share, and the smallest go first (${default})."`
 
 	MetricsTop int `placeholder:"N" help:"Export the N largest sources and destinations of all firewalls as metrics, at most 100. A label then holds an address: each that was among them once is a series of Prometheus for as long as it keeps any (none)."`
@@ -51,7 +51,8 @@ func (o *Options) Load() (rule.File, error) {
 	if o.Rules == "" {
 		return f, nil
 	}
-	err := config.ReadFile(o.Rules, &f)
+	digest, err := config.ReadFileDigest(o.Rules, &f)
+	f.Digest = digest
 	return f, err
 }
 
@@ -84,9 +85,11 @@ type Aggregator struct {
 	reads  chan struct{} // one for each who reads the streams to answer a question
 
 	throttle daemon.Throttle
+	pulse    *daemon.Pulse // of the work loop
 
 	mu sync.Mutex // guards what follows, to the empty line
 	core
+	rules   rule.File // those in force, the built-in alarms apart
 	fleet   map[string]*firewall
 	replay  replay
 	live    bool          // the replay has caught up: judge and publish
@@ -114,7 +117,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 		deps.Limits = bus.DefaultLimits
 	}
 	a := &Aggregator{
-		opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
+		pulse: daemon.NewPulse("counting", standstill), rules: file, opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
 		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
@@ -151,6 +154,13 @@ func (a *Aggregator) Ready() error {
 	}
 	return nil
 }
+
+// standstill is longer than one round of the work loop ever takes, also where other
+// rules are put in force or a whole table is looked through.
+const standstill = 10 * time.Second
+
+// Alive returns nil unless the loop that counts and judges stands still.
+func (a *Aggregator) Alive() error { return a.pulse.Alive() }
 
 // Run counts until ctx ends.
 func (a *Aggregator) Run(ctx context.Context) (err error) {
@@ -293,6 +303,7 @@ func (a *Aggregator) work(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	for {
+		a.pulse.Beat()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -309,7 +320,7 @@ func (a *Aggregator) goLive() {
 	a.live, a.heard = true, time.Now()
 	a.leaveOut()
 	a.ready.Store(true)
-	a.log.Info("counting", "rules", len(a.engine.Rules())-len(alarms), "windows", a.windows)
+	a.log.Info("counting", "rules", len(a.rules.Rules), "digest", a.rules.Digest, "windows", a.windows)
 	// The last message may be long past: the present is the server's.
 	a.counter.Advance(a.clock.At(time.Now()).UnixNano())
 	// What a replay made of the counts crossed its thresholds while nobody looked.

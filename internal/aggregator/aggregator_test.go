@@ -166,13 +166,6 @@ func (r *rig) fired(rule string) (n int) {
 // foreignAlert is where TestForeignBytes publishes what is no alert.
 var foreignAlert = events.AlertSubject(events.Firing, "foreign", "fleet", "y")
 
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(p []byte) (int, error) {
-	l.t.Log(string(p[:len(p)-1]))
-	return len(p), nil
-}
-
 func newFlows(name string, count float64, seconds int) rule.Rule {
 	r := rule.Default()
 	r.Name, r.Track, r.Metric, r.Count, r.Seconds = name, rule.BySrc, rule.New, count, seconds

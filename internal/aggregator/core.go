@@ -141,6 +141,7 @@ func (c *core) describe(t *rule.Transition) *events.Alert {
 				al.Approximate = al.Approximate || r.Metric == rule.Active && (acc.Approximate || acc.Short)
 			}
 		}
+		al.Partial = al.State == events.Firing && c.counter.PartialSet(l.Set, l.Window)
 		if al.State == events.Firing {
 			c.describeSlots(al, &l, place, s.Key)
 		}

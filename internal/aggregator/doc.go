@@ -9,6 +9,7 @@
 //	judge.go        hot keys and ticks → rule engine → alerts
 //	alarms.go       the built-in alarms: table, kernel counters, silence, loss
 //	orders.go       what operators said: of the circuit, of firewalls
+//	reload.go       other rules while all that goes on
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
 //	view.go         the answers to questions, for the bus and for HTTP

@@ -37,6 +37,10 @@ func (a *Aggregator) send(al *events.Alert) {
 }
 
 func (a *Aggregator) dropAlert(subject string, err error) {
+	if events.SubjectTail(subject, events.SubjectAlerts) == nil {
+		a.log.Error("cannot record what was done", "subject", subject, "error", err)
+		return
+	}
 	a.dropped.Inc()
 	a.throttle.Warn(a.log, "an alert cannot be published", "subject", subject, "error", err)
 }

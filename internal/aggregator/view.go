@@ -78,6 +78,8 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 	if window == 0 {
 		window = always[0]
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if !slices.Contains(a.windows, window) {
 		var kept []string
 		for _, s := range a.windowsKept() {
@@ -86,8 +88,6 @@ func (a *Aggregator) Top(q *events.TopQuery) (*events.TopReply, error) {
 		return nil, fmt.Errorf("window %.0fs is not kept, these are: %s", window.Seconds(), strings.Join(kept, ", "))
 	}
 	place := count.Place{Realm: cmp.Or(q.Realm, events.RealmDefault), Firewall: q.Firewall}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	if f := a.fleet[q.Firewall]; f != nil && q.Realm == "" {
 		place.Realm = f.health.Realm
 	}

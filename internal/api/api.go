@@ -140,8 +140,8 @@ func Register(mux *http.ServeMux, src Source, reg *prometheus.Registry) *Stream 
 // Serve serves the page to everybody, and the API, the metrics of reg and the health of
 // who answers to those whom access lets in, on l until ctx ends. A nil listener serves
 // nothing.
-func Serve(ctx context.Context, l net.Listener, access *daemon.Access, src Source, reg *prometheus.Registry, ready func() error, log *slog.Logger) error {
-	mux := daemon.Mux(reg, daemon.Health{Ready: ready})
+func Serve(ctx context.Context, l net.Listener, access *daemon.Access, src Source, reg *prometheus.Registry, health daemon.Health, log *slog.Logger) error {
+	mux := daemon.Mux(reg, health)
 	stream := Register(mux, src, reg)
 	page, all := web.Handler(), http.NewServeMux()
 	all.Handle("/{$}", page)

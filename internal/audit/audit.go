@@ -34,7 +34,7 @@ type List struct {
 // verbs are what an operator's key must be trusted for, by the verb of an act.
 var verbs = map[string]string{
 	events.VerbAllowlist: seal.VerbAllowlist, events.VerbApproval: seal.VerbApprove, events.VerbCircuit: seal.VerbGuard, events.VerbMode: seal.VerbGuard,
-	events.VerbMute: seal.VerbGuard, events.VerbForget: seal.VerbGuard,
+	events.VerbMute: seal.VerbGuard, events.VerbForget: seal.VerbGuard, events.VerbReload: seal.VerbGuard,
 }
 
 // Read decodes an entry. The subject says who wrote it: a receipt that claims to come

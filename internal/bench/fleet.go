@@ -199,7 +199,7 @@ func aggregate(ctx context.Context, url string) (apiURL string, progress func() 
 	var work errgroup.Group
 	work.Go(func() error { return a.Run(ctx) })
 	work.Go(func() error {
-		return api.Serve(ctx, l, &daemon.Access{}, a, reg, a.Ready, slog.New(slog.DiscardHandler))
+		return api.Serve(ctx, l, &daemon.Access{}, a, reg, daemon.Health{Ready: a.Ready}, slog.New(slog.DiscardHandler))
 	})
 	end = func() error { cancel(); return work.Wait() }
 	for a.Ready() != nil {

@@ -251,11 +251,15 @@ func (c *Conn) Read(ctx context.Context, stream string, from FollowFrom, fn func
 // Work calls fn for each message of a stream that the durable consumer of this
 // name has not finished yet, one at a time, and acknowledges it when fn
 // returned nil; otherwise it comes again after a pause. Several processes that
-// use the same name share the work.
-func (c *Conn) Work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error) error {
+// use the same name share the work. beat, where given, is called each time it goes round: at least
+// every few seconds, unless fn takes longer.
+func (c *Conn) Work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error, beat ...func()) error {
 	var throttle daemon.Throttle
 	for ctx.Err() == nil {
-		err := c.work(ctx, stream, durable, filter, fn)
+		for _, b := range beat {
+			b()
+		}
+		err := c.work(ctx, stream, durable, filter, fn, beat)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -299,7 +303,10 @@ func (c *Conn) worker(ctx context.Context, stream, durable, filter string) (jets
 	return cons, nil
 }
 
-func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error) error {
+// workRound is how long to wait for a message before going round again.
+const workRound = 5 * time.Second
+
+func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func(context.Context, Msg) error, beat []func()) error {
 	cons, err := c.worker(ctx, stream, durable, filter)
 	if err != nil {
 		return err
@@ -312,8 +319,13 @@ func (c *Conn) work(ctx context.Context, stream, durable, filter string, fn func
 	}
 	defer c.giveBack(it)
 	for {
-		m, err := it.Next(jetstream.NextContext(ctx))
-		if errors.Is(err, jetstream.ErrNoHeartbeat) {
+		for _, b := range beat {
+			b()
+		}
+		round, cancel := context.WithTimeout(ctx, workRound)
+		m, err := it.Next(jetstream.NextContext(round))
+		cancel()
+		if errors.Is(err, jetstream.ErrNoHeartbeat) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 			continue
 		}
 		if err != nil {

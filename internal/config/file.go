@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -26,6 +28,21 @@ func ReadFile(path string, v any) error {
 		return err // names the path already
 	}
 	return Parse(path, data, v)
+}
+
+// ReadFileDigest is [ReadFile], and returns the digest of what was read.
+func ReadFileDigest(path string, v any) (digest string, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return Digest(data), Parse(path, data, v)
+}
+
+// Digest names the contents of a file: the first 12 characters that sha256sum prints.
+func Digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:6])
 }
 
 // Parse is [ReadFile] for bytes already read; name stands for the path. A

@@ -46,6 +46,7 @@ type Counter struct {
 	maxFirewalls int
 	lanes        [2]lane // by track
 	bySet        map[Set]*selector
+	since        map[time.Duration]int64 // when a window was first kept, if later than the counter; stream's clock, ns
 
 	firewalls map[string]*firewall
 	heard     []*firewall // the same, in the order in which they were first heard

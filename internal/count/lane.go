@@ -28,6 +28,7 @@ type selector struct {
 	active bool
 	levels [metrics][]int // indexes in Counter.levels
 	table  *window.Table
+	since  map[Metric]int64 // when it began to count a metric, if later than the counter; stream's clock, ns
 }
 
 // crossing is a Crossing before it is put in order.
@@ -58,7 +59,15 @@ func (s *selector) keeps(m Metric) bool {
 
 // open makes the table.
 func (s *selector) open(c *Counter, maxKeys int) (err error) {
-	cfg := window.Config{Windows: c.windows, MaxKeys: maxKeys}
+	cfg := c.tableConfig(s)
+	cfg.MaxKeys = maxKeys
+	s.table, err = window.New(cfg)
+	return err
+}
+
+// tableConfig is what a selector's table must keep and report.
+func (c *Counter) tableConfig(s *selector) window.Config {
+	cfg := window.Config{Windows: c.windows}
 	for m := range Active {
 		for _, i := range s.levels[m] {
 			l := &c.levels[i]
@@ -75,8 +84,7 @@ func (s *selector) open(c *Counter, maxKeys int) (err error) {
 			*level = n
 		}
 	}
-	s.table, err = window.New(cfg)
-	return err
+	return cfg
 }
 
 // Lanes is how many lanes there are: Run takes their numbers, from 0.

@@ -89,6 +89,7 @@ func runOracle(t *testing.T, seed uint64) {
 	s := newOracleScene(t, r)
 	var late *receiver
 	for round := range oracleRounds {
+		s.changeWindows(round)
 		if round < calmRound {
 			s.disturbClocks()
 		}
@@ -147,6 +148,21 @@ func newOracleScene(t *testing.T, r *rand.Rand) *scene {
 		s.fleet = append(s.fleet, newSimulated(t, r, f.name, f.realm, s.now))
 	}
 	return s
+}
+
+// changeWindows adds windows and takes them away again: of the others that must change
+// nothing.
+func (s *scene) changeWindows(round int) {
+	cfg := s.cfg
+	cfg.Windows = windows
+	switch round % 8 {
+	case 3:
+		cfg.Windows = append(slices.Clone(windows), 7*time.Second, 61*time.Second)
+	case 6: // as they are
+	default:
+		return
+	}
+	s.rec.become(cfg)
 }
 
 func (s *scene) firewall(name string) *simulated {

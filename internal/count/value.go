@@ -281,9 +281,9 @@ func (c *Counter) Lossy(place Place, window time.Duration) bool {
 	return false
 }
 
-// Partial reports whether counting began less than window ago.
+// Partial reports whether counting within this window began less than window ago.
 func (c *Counter) Partial(window time.Duration) bool {
-	return c.first == 0 || c.now-c.first < int64(window)
+	return c.first == 0 || c.now-max(c.first, c.since[window]) < int64(window)
 }
 
 // Places lists where something is counted: every realm, each followed by its

@@ -102,6 +102,27 @@ func (f *Flags) Logger(w io.Writer) *slog.Logger {
 // given as CTFLEET_<FLAG> and in the file named by --config. It ends the
 // process on --help, --version (0) and on errors (2).
 func Parse(name, description string, cli any, options ...kong.Option) *kong.Context {
+	ctx, blame, err := parse(name, description, cli, options)
+	if err != nil {
+		if blame {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		} else {
+			fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for the flags.\n", name, err, name)
+		}
+		os.Exit(2)
+	}
+	return ctx
+}
+
+// Again parses the command line once more, into an empty cli: what the file named by
+// --config says may have changed since.
+func Again(name string, cli any) error {
+	_, _, err := parse(name, "", cli, nil)
+	return err
+}
+
+// parse reports with an error whether a file is to blame.
+func parse(name, description string, cli any, options []kong.Option) (ctx *kong.Context, blame bool, err error) {
 	options = append([]kong.Option{
 		kong.Name(name),
 		kong.Description(description),
@@ -112,10 +133,8 @@ func Parse(name, description string, cli any, options ...kong.Option) *kong.Cont
 	}, options...)
 	var file *config.FlagFile
 	if path := configPath(os.Args[1:]); path != "" {
-		var err error
 		if file, err = config.LoadFlags(path); err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
-			os.Exit(2)
+			return nil, true, err
 		}
 		options = append(options, kong.Resolvers(file))
 	}
@@ -123,16 +142,11 @@ func Parse(name, description string, cli any, options ...kong.Option) *kong.Cont
 	if err != nil {
 		panic(err) // a mistake in the struct tags of cli: no input can cause it
 	}
-	ctx, err := parser.Parse(os.Args[1:])
-	if err != nil {
-		if err, ok := file.Explain(err); ok {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
-		} else {
-			fmt.Fprintf(os.Stderr, "%s: %v\nRun '%s --help' for the flags.\n", name, err, name)
-		}
-		os.Exit(2)
+	if ctx, err = parser.Parse(os.Args[1:]); err != nil {
+		err, blame = file.Explain(err)
+		return nil, blame, err
 	}
-	return ctx
+	return ctx, false, nil
 }
 
 // prefix reads an address or a prefix; the type itself takes prefixes only.
@@ -176,27 +190,12 @@ func Run(log *slog.Logger, run func(context.Context) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)() // the next signal kills
+	// Whoever asks us to read our files again before we listen (see Reloads) must not
+	// kill us: we have not even read them.
+	early := make(chan os.Signal, 1)
+	signal.Notify(early, syscall.SIGHUP)
+	defer signal.Stop(early)
 	return supervise(ctx, log, run, os.Exit)
-}
-
-// Reloads calls reload at each SIGHUP until ctx ends. What cannot be read is
-// logged, and what was in force stays so.
-func Reloads(ctx context.Context, log *slog.Logger, reload func() error) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-hangup:
-		}
-		if err := reload(); err != nil {
-			log.Error("reload: what was in force stays so", "error", err)
-		} else {
-			log.Info("reloaded")
-		}
-	}
 }
 
 // supervise is Run without signals: ctx ends when the program is to stop, and

@@ -30,21 +30,37 @@ func Listen(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// Health answers the two questions of an orchestrator. Ready explains what is
-// missing, or returns nil; without it the program is ready when it runs.
-type Health struct{ Ready func() error }
+// Health answers the two questions of an orchestrator, and of a service manager. Ready
+// explains what is missing, or returns nil; without it the program is ready when it
+// runs. Alive explains what stands still, or returns nil; without it the program is
+// alive.
+type Health struct{ Ready, Alive func() error }
+
+func (h *Health) ready() error { return ask(h.Ready) }
+func (h *Health) alive() error { return ask(h.Alive) }
+
+func ask(question func() error) error {
+	if question == nil {
+		return nil
+	}
+	return question()
+}
 
 // Mux returns a handler with /metrics, /healthz and /readyz.
 func Mux(reg *prometheus.Registry, h Health) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := h.alive(); err != nil {
+			http.Error(w, "not alive: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if h.Ready != nil {
-			if err := h.Ready(); err != nil {
-				http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-				return
-			}
+		if err := h.ready(); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+			return
 		}
 		fmt.Fprintln(w, "ready")
 	})

@@ -219,7 +219,7 @@ func (s *show) startRoles(ctx context.Context) (*errgroup.Group, error) {
 		return nil, err
 	}
 	g.Go(func() error {
-		return api.Serve(ctx, s.cfg.HTTP, &s.cfg.Access, s.agg, reg, s.agg.Ready, s.cfg.Log)
+		return api.Serve(ctx, s.cfg.HTTP, &s.cfg.Access, s.agg, reg, daemon.Health{Ready: s.agg.Ready, Alive: s.agg.Alive}, s.cfg.Log)
 	})
 	g.Go(func() error { return s.agg.Run(ctx) })
 	g.Go(func() error { return resp.Run(ctx) })

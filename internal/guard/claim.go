@@ -22,7 +22,9 @@ func (g *Guard) Claim(v Verdict, c *events.Command) (least uint64, answered bool
 	if !owes(v.Actor, c) {
 		return 0, false
 	}
-	return g.cfg.MinLocal, c.Verb == events.VerbBlock || c.By != events.ByDst && !c.Unanswered
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.limits.MinLocal, c.Verb == events.VerbBlock || c.By != events.ByDst && !c.Unanswered
 }
 
 // Keep returns a function that names the reason why one entry of an allowed

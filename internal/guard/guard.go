@@ -73,12 +73,18 @@ type Config struct {
 	Trust      *seal.Trust // nil: nobody
 	AllowFlush bool
 	AllowBlock bool
-	Protect    []netip.Prefix
+	// Limits can be changed later, see [Guard.Limit].
+	Limits
 	// Allowlist returns the live allowlist of a realm, or why it is not known. Nil:
 	// there is none.
 	Allowlist func(realm string) (*allowlist.List, error)
 	// MinBits are the widest prefixes that may be flushed or blocked.
 	MinBits4, MinBits6 int
+}
+
+// Limits are what an operator may change while it runs.
+type Limits struct {
+	Protect []netip.Prefix
 	// MinLocal is how many entries must be here of what an alert's command names.
 	MinLocal uint64
 	// PerMinute is how many addresses and prefixes flushes and blocks may name within
@@ -98,6 +104,8 @@ type Guard struct {
 	cfg Config
 
 	mu        sync.Mutex
+	limits    Limits
+	host      []allowlist.Entry // what Protect was told
 	protected *allowlist.List
 	ready     bool             // Protect was told what this host cannot live without
 	seen      map[string]int64 // id → expiry
@@ -116,7 +124,7 @@ func New(cfg Config) *Guard {
 	if cfg.Trust == nil {
 		cfg.Trust, _ = seal.OpenTrust("") // reads nothing
 	}
-	g := &Guard{cfg: cfg, seen: map[string]int64{}}
+	g := &Guard{cfg: cfg, limits: cfg.Limits, seen: map[string]int64{}}
 	g.Protect(nil)
 	g.ready = false
 	return g
@@ -125,15 +133,28 @@ func New(cfg Config) *Guard {
 // Protect replaces the host's own entries: its addresses, gateways, resolvers,
 // NATS servers and SSH sessions, which may change while it runs.
 func (g *Guard) Protect(host []allowlist.Entry) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.host, g.ready = host, true
+	g.list()
+}
+
+// Limit puts other limits in force. A command that was allowed before is not judged again.
+func (g *Guard) Limit(l Limits) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limits = l
+	g.list()
+}
+
+// list makes the list of who is protected.
+func (g *Guard) list() {
 	entries := append([]allowlist.Entry{
 		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Why: "loopback"},
 		{Prefix: netip.MustParsePrefix("::1/128"), Why: "loopback"},
-	}, host...)
-	entries = append(entries, allowlist.Prefixes("--protect", g.cfg.Protect...)...)
-	list := allowlist.New(entries...)
-	g.mu.Lock()
-	g.protected, g.ready = list, true
-	g.mu.Unlock()
+	}, g.host...)
+	entries = append(entries, allowlist.Prefixes("--protect", g.limits.Protect...)...)
+	g.protected = allowlist.New(entries...)
 }
 
 // Verdict is the outcome of a check: empty means yes.
@@ -273,7 +294,7 @@ func (g *Guard) Check(v Verdict, c *events.Command, now int64) (Verdict, []netip
 	}
 	if !c.DryRun {
 		if harms && !g.take(len(prefixes), now) {
-			return no(RateLimited, "no more than %d addresses and prefixes within a minute are allowed here", g.cfg.PerMinute)
+			return no(RateLimited, "no more than %d addresses and prefixes within a minute are allowed here", g.limits.PerMinute)
 		}
 		// For as long as any command may live: the same one with a later end is the
 		// same one.
@@ -358,11 +379,11 @@ func (g *Guard) GiveBack(v Verdict) {
 
 // take uses up n of the addresses that are allowed within a minute.
 func (g *Guard) take(n int, now int64) bool {
-	if g.cfg.PerMinute == 0 {
+	if g.limits.PerMinute == 0 {
 		return true
 	}
 	g.recent = slices.DeleteFunc(g.recent, func(at int64) bool { return now-at >= int64(time.Minute) })
-	if len(g.recent)+n > g.cfg.PerMinute {
+	if len(g.recent)+n > g.limits.PerMinute {
 		return false
 	}
 	for range n {

@@ -28,7 +28,7 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func config() Config {
-	return Config{Trust: trust(seal.TrustNone), Firewall: "fw-a", Realm: "lab", Boot: "0011", AllowFlush: true, Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}
+	return Config{Trust: trust(seal.TrustNone), Firewall: "fw-a", Realm: "lab", Boot: "0011", AllowFlush: true, Limits: Limits{Protect: []netip.Prefix{netip.MustParsePrefix("198.18.3.0/30"), netip.MustParsePrefix("2001:db8:3::/48")}}}
 }
 
 func trust(path string) *seal.Trust {

@@ -56,6 +56,8 @@ type File struct {
 	ApproveWithin time.Duration `yaml:"approve_within"`
 	// Budget bounds what all policies together may do.
 	Budget Budget `yaml:"budget"`
+
+	Digest string `yaml:"-"` // of the file, for whoever has read it from one
 }
 
 // Budget bounds the damage that a wrong rule, or whoever makes alerts fire, can do.

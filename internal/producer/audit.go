@@ -18,23 +18,27 @@ const (
 	recordTime = 5 * time.Second
 )
 
-// record is a receipt on its way to the audit stream.
+// record is a receipt, or an act of the producer itself, on its way to the audit stream.
 type record struct {
 	subject, id string
-	receipt     events.Receipt
+	message     events.Message
 }
 
 // record hands a receipt to recordLoop; the answer to the command does not wait
 // for it.
 func (p *Producer) record(r *events.Receipt, verb string) {
-	rec := record{
+	receipt := *r
+	p.enqueue(record{
 		subject: events.AuditSubject(p.opt.Name, verb),
 		// One id per attempt, not per command: a refusal or a dry run under a
 		// command's id must not keep its real receipt out of the stream. And nobody
 		// can guess it, to keep the receipt out with a message of his own.
 		id:      rand.Text(),
-		receipt: *r,
-	}
+		message: &receipt,
+	})
+}
+
+func (p *Producer) enqueue(rec record) {
 	p.unwritten.Add(1)
 	select {
 	case p.records <- rec:
@@ -69,12 +73,12 @@ func (p *Producer) recordLoop(ctx context.Context) error {
 func (p *Producer) publishRecord(ctx context.Context, rec *record) {
 	for {
 		attempt, cancel := context.WithTimeout(ctx, recordTime)
-		err := p.conn.PublishMessage(attempt, rec.subject, rec.id, &rec.receipt)
+		err := p.conn.PublishMessage(attempt, rec.subject, rec.id, rec.message)
 		cancel()
 		if err == nil {
 			return
 		}
-		p.throttle.Warn(p.log, "cannot record a receipt, retrying", "error", err)
+		p.throttle.Warn(p.log, "cannot record what was done, retrying", "error", err)
 		if !daemon.Sleep(ctx, time.Second) {
 			p.unrecorded(rec, err)
 			return
@@ -85,6 +89,10 @@ func (p *Producer) publishRecord(ctx context.Context, rec *record) {
 // unrecorded makes the loss of a receipt known where it can still be seen.
 func (p *Producer) unrecorded(rec *record, err error) {
 	p.metrics.unrecorded.Inc()
-	r := &rec.receipt
-	p.log.Error("a receipt could not be recorded", "subject", rec.subject, "id", r.ID, "addresses", r.Addresses, "deleted", r.Deleted, "error", err)
+	switch m := rec.message.(type) {
+	case *events.Receipt:
+		p.log.Error("a receipt could not be recorded", "subject", rec.subject, "id", m.ID, "addresses", m.Addresses, "deleted", m.Deleted, "error", err)
+	case *events.Act:
+		p.log.Error("a reload could not be recorded", "subject", rec.subject, "what", m.What, "error", err)
+	}
 }

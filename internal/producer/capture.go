@@ -44,6 +44,7 @@ func (p *Producer) capture(ctx context.Context) error {
 		busy   bool  // the last batch was closed with events still coming
 	)
 	for ctx.Err() == nil {
+		p.pulse.Beat()
 		linger := lingerOf(time.Duration(p.linger.Load()), busy, p.ring.Behind())
 		now := conntrack.Monotonic()
 		if c.w.Len() == 0 {

@@ -7,6 +7,7 @@
 //	flush.go     flush, and what came back                  guard, conntrack
 //	block.go     block, unblock, what is blocked            guard, conntrack, block
 //	health.go    the state, every second; drift             conntrack, host
+//	reload.go    trust, --protect and limits while it runs
 //	check.go     the preflight                              host
 //
 // Three rules hold in all of them. Capture never waits for anything: neither

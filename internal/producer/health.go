@@ -19,6 +19,7 @@ func (p *Producer) healthLoop(ctx context.Context) error {
 	defer tick.Stop()
 	var drift driftWatch
 	for {
+		p.reporting.Beat()
 		h := p.sendHealth(false)
 		if p.input == nil && drift.judge(h, time.Now()) {
 			p.requestResync("the kernel holds fewer flows than were counted")
@@ -44,7 +45,7 @@ func (p *Producer) sendHealth(stopping bool) *events.Health {
 func (p *Producer) health(stopping bool) *events.Health {
 	h := &events.Health{
 		Firewall: p.opt.Name, Realm: p.opt.Realm, Boot: p.boot.String(), Labels: p.opt.Label,
-		Version: daemon.ProgramVersion(), Config: p.opt.digest(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
+		Version: daemon.ProgramVersion(), Config: *p.config.Load(), Sent: conntrack.Monotonic(), Started: p.started.UnixMilli(),
 		Source: p.opt.source(), Stopping: stopping, AllowFlush: p.opt.AllowFlush, AllowBlock: p.opt.AllowBlock, Stream: p.Stream(),
 	}
 	if list := p.problems.Load(); list != nil {

@@ -1,8 +1,6 @@
 package producer
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/block"
+	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
 	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/pkg/events"
@@ -32,7 +31,7 @@ type Options struct {
 	AllowBlock    bool              `help:"Carry out block commands: keep addresses in sets of nftables whose packets are dropped, each for a time. Without it every block is refused, and nftables is not touched."`
 	BlockSet      []string          `placeholder:"FAMILY/TABLE/SET" help:"Block by way of this set, such as inet/filter/blocked4, which your own rules look at; one for each address family. It needs flags timeout (default: a table of our own, inet ctfleet, with its rules)."`
 	ClearBlocks   bool              `help:"End all blocks when the producer stops (default: they go on until they end)."`
-	Protect       []netip.Prefix    `placeholder:"CIDR" help:"Never flush or block these addresses or prefixes; may be repeated. Own addresses, gateways, resolvers and the NATS server are always protected."`
+	Protect       []netip.Prefix    `placeholder:"CIDR" help:"Never flush or block these addresses or prefixes; may be repeated; in a file (--config) read again on SIGHUP, as are --min-local and --flushes-per-minute. Own addresses, gateways, resolvers and the NATS server are always protected."`
 	SSHPort       []uint16          `name:"ssh-port" default:"22" placeholder:"PORT" help:"Never flush or block who has a TCP connection to this port of the firewall itself, an operator's SSH session; may be repeated, 0 for nobody (${default})."`
 	MinLocal      uint64            `default:"50" placeholder:"N" help:"How many entries what an alert names must have here before it is flushed or blocked, answered ones if the source may be forged: a stolen key of another firewall must not be enough (${default})."`
 	PerMinute     int               `name:"flushes-per-minute" default:"60" placeholder:"N" help:"How many addresses and prefixes are flushed or blocked within any minute, whoever asks; 0 for no limit (${default})."`
@@ -86,13 +85,13 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// digest identifies a configuration, whatever the firewall's name, so that a fleet
-// can be checked for firewalls that run with another one.
-func (o *Options) digest() string {
+// digest identifies a configuration, with that of the trust file, so that a fleet can be
+// checked for firewalls that run with another one: whatever their names, realms and
+// labels, in which they have to differ.
+func (o *Options) digest(trust string) string {
 	c := *o
-	c.Name = ""
-	h := sha256.Sum256(fmt.Appendf(nil, "%+v", c))
-	return hex.EncodeToString(h[:6])
+	c.Name, c.Realm, c.Label = "", "", nil
+	return config.Digest(fmt.Appendf(nil, "%+v %s", c, trust))
 }
 
 // blockSets reads the names of the operator's sets.

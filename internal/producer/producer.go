@@ -33,6 +33,8 @@ type Dependencies struct {
 	Namespace *host.Namespace // nil: the process's own, or Options.NetNS
 	Log       *slog.Logger
 	Registry  *prometheus.Registry // may be nil
+	// Options reads the options again, for [Producer.Reload]; nil: they stay as they are.
+	Options func() (Options, error)
 }
 
 // Producer watches one connection table.
@@ -78,6 +80,10 @@ type Producer struct {
 	changed   chan struct{}  // the connection to the bus came or went
 	throttle  daemon.Throttle
 	metrics   metrics
+	current   atomic.Pointer[Options] // with what was changed since the start
+	config    atomic.Pointer[string]  // digest of these and of the trust file
+	pulse     *daemon.Pulse           // of capture
+	reporting *daemon.Pulse           // of the health loop
 	ready     atomic.Bool
 	sysctls   atomic.Pointer[conntrack.Sysctls]
 	problems  atomic.Pointer[[]string]
@@ -98,6 +104,8 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 		return nil, fmt.Errorf("make a boot id: %w", err)
 	}
 	p.linger.Store(int64(opt.Linger))
+	p.current.Store(&opt)
+	p.pulse, p.reporting = daemon.NewPulse("capture", standstill), daemon.NewPulse("the health loop", standstill)
 	p.ring, p.snapRing = spool.NewRing(opt.RingBytes), spool.NewRing(snapshotRingBytes)
 	p.records, p.changed = make(chan record, maxRecords), make(chan struct{}, 1)
 	p.life, p.end = context.WithCancel(context.Background())
@@ -106,6 +114,8 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	if p.trust, err = seal.OpenTrust(opt.Trust); err != nil {
 		return nil, fmt.Errorf("--trust: %w", err)
 	}
+	digest := opt.digest(p.trust.Digest())
+	p.config.Store(&digest)
 	if opt.NetNS != "" {
 		ns, err := host.OpenNamespace(opt.NetNS)
 		if err != nil {
@@ -140,22 +150,13 @@ func New(opt Options, deps Dependencies) (*Producer, error) {
 	p.allow = p.conn.NewAllowlist(p.trust, p.refuse)
 	p.guard = guard.New(guard.Config{
 		Firewall: opt.Name, Realm: opt.Realm, Boot: p.boot.String(), Trust: p.trust, Now: p.allow.Now, Allowlist: p.allow.List,
-		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Protect: opt.Protect, MinLocal: opt.MinLocal, PerMinute: opt.PerMinute,
+		AllowFlush: opt.AllowFlush, AllowBlock: opt.AllowBlock, Limits: opt.guardLimits(),
 	})
 	if p.input == nil {
 		p.protect()
 	}
 	p.metrics.register(deps.Registry, p)
 	return p, nil
-}
-
-// Reload reads the trust file again: what an operator changes while it runs.
-func (p *Producer) Reload() error {
-	if err := p.trust.Reload(); err != nil {
-		return fmt.Errorf("--trust: %w", err)
-	}
-	p.allow.Again() // whose entries are believed may have changed
-	return nil
 }
 
 // Boot identifies this run.
@@ -171,6 +172,13 @@ func (p *Producer) Ready() error {
 	}
 	return nil
 }
+
+// standstill is longer than any round of a loop takes: capture waits for the kernel for
+// idleWait at most, and the health loop for the bus for less than a stop may take.
+const standstill = 10 * time.Second
+
+// Alive returns nil unless what captures, or what reports, stands still.
+func (p *Producer) Alive() error { return errors.Join(p.pulse.Alive(), p.reporting.Alive()) }
 
 // drainTime is how long a clean stop waits for the bus to acknowledge.
 const drainTime = 2 * time.Second

@@ -2,7 +2,6 @@ package responder
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/daemon"
@@ -20,16 +19,4 @@ func (r *Responder) awaitAllowlist(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// Reload reads the trust file again.
-func (r *Responder) Reload() error {
-	if err := r.trust.Reload(); err != nil {
-		return fmt.Errorf("--trust: %w", err)
-	}
-	// Whose entries, answers and orders are believed may have changed.
-	r.allow.Again()
-	r.proposals.Again()
-	r.orders.Again()
-	return nil
 }

@@ -23,7 +23,7 @@ type pending struct {
 
 // ask proposes a decision to a person. Proposed twice, it is one proposal.
 func (r *Responder) ask(ctx context.Context, d *events.Decision, text string) error {
-	p := &events.Proposal{Decision: *d, Text: short(text), Expires: r.now().Add(r.engine.ApproveWithin()).UnixMilli()}
+	p := &events.Proposal{Decision: *d, Text: short(text), Expires: r.now().Add(r.engine.Load().ApproveWithin()).UnixMilli()}
 	_, err := r.putOnce(ctx, events.ProposalKey(d.ID, events.KeyRequest), p)
 	return err
 }
@@ -163,6 +163,8 @@ func (r *Responder) due() map[string]*pending {
 // conclude does what was approved, and records what became of a proposal. Of several
 // responders one does.
 func (r *Responder) conclude(ctx, sending context.Context, id string, p *pending) error {
+	r.changing.RLock()
+	defer r.changing.RUnlock()
 	r.mu.Lock()
 	rec, answer, who := p.proposal.Decision, p.answer, p.who
 	r.mu.Unlock()
@@ -220,7 +222,7 @@ func (r *Responder) resume(ctx context.Context, rec *events.Decision) error {
 	known.Allow, known.AllowError = r.allow.List(rec.Realm)
 	var not error
 	err = r.changeLedger(ctx, func(l *events.Ledger) bool {
-		not = r.engine.Resume(d, rec.Rule, l, known, r.now())
+		not = r.engine.Load().Resume(d, rec.Rule, l, known, r.now())
 		return not == nil
 	})
 	return errors.Join(not, err)

@@ -81,7 +81,7 @@ func (r *Responder) commands(d *events.Decision) []*events.Command {
 			Issued:  r.clock.At(time.Now()).UnixMilli(),
 			Actor:   events.ActorResponder, Reason: d.Reason, Alert: d.Alert, Rule: d.Rule,
 			Addresses: []string{d.Address}, By: d.By, Towards: d.Towards, Unanswered: d.Unanswered,
-			Most: r.engine.Most(s.health.Table.Count, concerned, whole),
+			Most: r.engine.Load().Most(s.health.Table.Count, concerned, whole),
 		}
 		if d.BlockS > 0 {
 			c.Verb, c.BlockS, c.Flush = events.VerbBlock, d.BlockS, d.Action == policy.ActionFlushBlock

@@ -28,15 +28,18 @@ func (r *Responder) alert(ctx, sending context.Context, m bus.Msg) error {
 		r.refuse("alert", m.Subject, err)
 		return nil // it will not get better
 	}
-	if !r.engine.Concerns(a.Rule) {
+	if !r.engine.Load().Concerns(a.Rule) {
 		return nil // nobody asked about it
 	}
 	r.awaitFleet(ctx, &a)
 	r.awaitAllowlist(ctx)
 	r.refreshClock(ctx)
+	r.changing.RLock()
+	defer r.changing.RUnlock()
+	engine := r.engine.Load()
 	ds := r.propose(&a, m.Time)
 	if len(ds) > 0 && ds[0].UntilPercent > 0 {
-		r.sending.Go(func() { r.relieve(sending, &a, ds) })
+		r.sending.Go(func() { r.relieve(sending, engine, &a, ds) })
 		return nil
 	}
 	if err := r.settle(ctx, ds); err != nil {
@@ -57,7 +60,7 @@ func (r *Responder) propose(a *events.Alert, stamp time.Time) []policy.Decision 
 	allow, err := r.allow.List(a.Realm)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.engine.Propose(a, r.clock.Age(stamp, time.Now()), policy.Known{Fleet: r.known(), Allow: allow, AllowError: err})
+	return r.engine.Load().Propose(a, r.clock.Age(stamp, time.Now()), policy.Known{Fleet: r.known(), Allow: allow, AllowError: err})
 }
 
 // begin records a settled decision and begins to carry it out. An error means:

@@ -8,6 +8,8 @@
 // Before its first alert a responder reads the firewalls' last health. How old
 // things are is measured by the server's clock, which stamps them.
 //
+// Policy and trust file can be read again meanwhile (reload.go).
+//
 // An alert that goes on is published again and again: it is acted upon again
 // after its cool-down, or at its next update when nothing came of the last try.
 package responder

@@ -166,7 +166,7 @@ func (r *Responder) settle(ctx context.Context, ds []policy.Decision) error {
 		settled = slices.Clone(ds)
 		now := r.now()
 		for i := range settled {
-			changed = r.engine.Charge(&settled[i], l, now) || changed
+			changed = r.engine.Load().Charge(&settled[i], l, now) || changed
 		}
 		return changed
 	})
@@ -225,8 +225,12 @@ func (r *Responder) guardValue(m bus.Msg) {
 // act records what was done that is no command. Two responders that did the same
 // record it once.
 func (r *Responder) act(ctx context.Context, a *events.Act) {
-	id := fmt.Sprintf("act:%s:%s:%s:%d", a.Verb, a.ID, a.What, a.Time)
-	if err := r.conn.PublishMessage(ctx, events.AuditSubject(events.ActorResponder, a.Verb), id, a); err != nil {
+	if err := r.putAct(ctx, a); err != nil {
 		r.log.Error("cannot record what was done", "verb", a.Verb, "what", a.What, "error", err)
 	}
+}
+
+func (r *Responder) putAct(ctx context.Context, a *events.Act) error {
+	id := fmt.Sprintf("act:%s:%s:%s:%d", a.Verb, a.ID, a.What, a.Time)
+	return r.conn.PublishMessage(ctx, events.AuditSubject(events.ActorResponder, a.Verb), id, a)
 }

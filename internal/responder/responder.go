@@ -24,7 +24,7 @@ import (
 
 // Options are what an operator sets; the flags of cmd/responder.
 type Options struct {
-	Policy       string        `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts. Without it the responder only observes."`
+	Policy       string        `type:"existingfile" placeholder:"FILE" help:"What to do about which rule's alerts, read again on SIGHUP. Without it the responder only observes."`
 	Alertmanager string        `placeholder:"URL" help:"Tell this Alertmanager of alerts that fire and resolve, such as http://127.0.0.1:9093."`
 	Webhook      string        `placeholder:"URL" help:"Post alerts that fire and resolve to this URL, as JSON."`
 	NotifyEvery  time.Duration `default:"1m" placeholder:"DURATION" help:"How often they are told again of what fires, with a heartbeat (${default})."`
@@ -62,16 +62,18 @@ func (o *Options) Load() (policy.File, error) {
 	if o.Policy == "" {
 		return f, nil
 	}
-	err := config.ReadFile(o.Policy, &f)
+	digest, err := config.ReadFileDigest(o.Policy, &f)
+	f.Digest = digest
 	return f, err
 }
 
 // Dependencies are what a responder is given by whoever runs it.
 type Dependencies struct {
-	Bus      bus.Config       // Role, Name and Patient are filled in
-	Signer   *seal.Signer     // of commands; nil: they are not signed
-	Trust    *seal.Trust      // whose allowlist entries and approvals are believed
-	Notifier *notify.Notifier // who is told of alerts; nil: nobody
+	Bus      bus.Config                  // Role, Name and Patient are filled in
+	Signer   *seal.Signer                // of commands; nil: they are not signed
+	Trust    *seal.Trust                 // whose allowlist entries and approvals are believed
+	Policy   func() (policy.File, error) // reads the policy again, for [Responder.Reload]; nil: it stays as it is
+	Notifier *notify.Notifier            // who is told of alerts; nil: nobody
 	Log      *slog.Logger
 	Registry *prometheus.Registry // may be nil
 }
@@ -100,12 +102,19 @@ var outcomes = []string{events.OutcomeCommanded, events.OutcomeSimulated, events
 
 // Responder acts on alerts.
 type Responder struct {
-	file   policy.File
 	conn   *bus.Conn
 	signer *seal.Signer
 	trust  *seal.Trust
-	engine *policy.Engine
 	log    *slog.Logger
+	pulse  *daemon.Pulse // of the loop that handles alerts
+
+	// The policy in force: changed between two decisions, for each of which changing is
+	// held for reading, from what is proposed to where it is begun.
+	changing sync.RWMutex
+	file     atomic.Pointer[policy.File]
+	engine   atomic.Pointer[policy.Engine]
+	reread   func() (policy.File, error)
+	acts     chan *events.Act // to be recorded
 
 	notifier  *notify.Notifier
 	allow     *bus.Allowlist
@@ -143,13 +152,15 @@ func New(file policy.File, deps Dependencies) (*Responder, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	r := &Responder{
-		file: file, engine: policy.New(file), signer: deps.Signer, trust: deps.Trust, notifier: deps.Notifier, log: deps.Log, reg: deps.Registry,
+		reread: deps.Policy, acts: make(chan *events.Act, maxActs), pulse: daemon.NewPulse("the loop that handles alerts", standstill), signer: deps.Signer, trust: deps.Trust, notifier: deps.Notifier, log: deps.Log, reg: deps.Registry,
 		fleet: map[string]sighting{}, handled: map[string]time.Time{}, mutes: mutes{of: map[string]events.Mute{}}, relieving: map[string]bool{}, pending: map[string]*pending{},
 		slots: make(chan struct{}, maxSending), answered: make(chan struct{}, 1),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_decisions_total", Help: "Decisions about alerts by outcome."}, []string{"outcome"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctfleet_responder_refused_messages_total", Help: "Messages from the bus that could not be read."}, []string{"kind"}),
 		circuit:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "ctfleet_circuit_open", Help: "1 while policies only observe, since a budget was spent or an operator said so."}),
 	}
+	r.file.Store(&file)
+	r.engine.Store(policy.New(file))
 	for _, outcome := range outcomes {
 		r.decisions.WithLabelValues(outcome) // from 0 on: who watches for a rise does not see the first otherwise
 	}
@@ -188,6 +199,13 @@ func (r *Responder) Ready() error {
 	return nil
 }
 
+// standstill is longer than one alert ever takes: the bus may be asked several times,
+// and each time be given seconds to answer.
+const standstill = time.Minute
+
+// Alive returns nil unless the loop that handles alerts stands still.
+func (r *Responder) Alive() error { return r.pulse.Alive() }
+
 // Run acts until ctx ends.
 func (r *Responder) Run(ctx context.Context) error {
 	defer r.conn.Close()
@@ -203,6 +221,7 @@ func (r *Responder) Run(ctx context.Context) error {
 	beside, stopBesides := context.WithCancel(ctx)
 	besides.Go(func() error { return r.allow.Run(beside) })
 	besides.Go(func() error { return r.orders.Run(beside) })
+	besides.Go(func() error { return r.recordActs(beside) })
 	besides.Go(func() error { return r.proposals.Run(beside) })
 	besides.Go(func() error { return r.approvals(beside, sending) })
 	if r.notifier != nil && !r.notifier.Idle() {
@@ -227,11 +246,12 @@ func (r *Responder) work(ctx, sending context.Context) error {
 	}
 	r.listening = time.Now()
 	r.enlisted.Store(true)
-	r.log.Info("waiting for alerts", "mode", r.file.Mode, "policies", len(r.file.Policies))
-	r.act(ctx, &events.Act{Verb: events.VerbMode, What: fmt.Sprintf("a responder began, mode %s, policies: %d", r.file.Mode, len(r.file.Policies)), Time: time.Now().UnixMilli()})
+	file := r.file.Load()
+	r.log.Info("waiting for alerts", "mode", file.Mode, "policies", len(file.Policies), "digest", file.Digest)
+	r.act(ctx, &events.Act{Verb: events.VerbMode, What: fmt.Sprintf("a responder began, mode %s, policies: %d", file.Mode, len(file.Policies)), Time: time.Now().UnixMilli()})
 	return r.conn.Work(ctx, bus.StreamAlerts, durable, firing, func(ctx context.Context, m bus.Msg) error {
 		return r.alert(ctx, sending, m)
-	})
+	}, r.pulse.Beat)
 }
 
 // firing is what a responder reads of the alerts.

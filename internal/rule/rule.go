@@ -80,6 +80,8 @@ type File struct {
 	Rules []Rule `yaml:"rules"`
 	// MaxFiring bounds the alerts that fire at a time. The rest is one summary.
 	MaxFiring int `yaml:"max_firing"`
+
+	Digest string `yaml:"-"` // of the file, for whoever has read it from one
 }
 
 // DefaultMaxFiring is the MaxFiring of a file that has none.

@@ -88,7 +88,13 @@ const TrustNone = "none"
 type Trust struct {
 	path string
 	open bool // everybody is trusted
-	keys atomic.Pointer[map[string]Party]
+	keys atomic.Pointer[trusted]
+}
+
+// trusted is what was read of a file.
+type trusted struct {
+	parties map[string]Party // by public key
+	digest  string           // of the file
 }
 
 // OpenTrust reads the trust file at path. The path "" trusts nobody, and
@@ -100,25 +106,42 @@ func OpenTrust(path string) (*Trust, error) {
 
 // Reload reads the file again. With an error the keys stay as they were.
 func (t *Trust) Reload() error {
-	keys := map[string]Party{}
+	apply, _, err := t.Read()
+	if err == nil {
+		apply()
+	}
+	return err
+}
+
+// Read reads the file again, and returns its digest and what puts it in force.
+func (t *Trust) Read() (apply func(), digest string, err error) {
+	next := &trusted{parties: map[string]Party{}}
 	if t.path != "" && !t.open {
 		var f File
-		if err := config.ReadFile(t.path, &f); err != nil {
-			return err
+		if next.digest, err = config.ReadFileDigest(t.path, &f); err != nil {
+			return nil, "", err
 		}
 		for _, p := range f.Keys {
-			keys[p.Key] = p
+			next.parties[p.Key] = p
 		}
 	}
-	t.keys.Store(&keys)
-	return nil
+	return func() { t.keys.Store(next) }, next.digest, nil
+}
+
+// Digest is that of the file that is in force; "" where there is none.
+func (t *Trust) Digest() string { return t.keys.Load().digest }
+
+// Party returns whose public key it is, if it is trusted for anything.
+func (t *Trust) Party(public string) (Party, bool) {
+	p, ok := t.keys.Load().parties[public]
+	return p, ok
 }
 
 // Open reports whether everybody is trusted, unsigned.
 func (t *Trust) Open() bool { return t.open }
 
 // Len is the number of trusted keys.
-func (t *Trust) Len() int { return len(*t.keys.Load()) }
+func (t *Trust) Len() int { return len(t.keys.Load().parties) }
 
 // String says who is trusted, for a person.
 func (t *Trust) String() string {
@@ -144,7 +167,7 @@ func (t *Trust) Verify(s Seal, verb, subject string, body []byte) (Party, error)
 		}
 		return Party{}, ErrUnsigned
 	}
-	p, ok := (*t.keys.Load())[s.Key]
+	p, ok := t.Party(s.Key)
 	if !ok {
 		return Party{}, fmt.Errorf("%w: %.56q", ErrUntrusted, s.Key)
 	}

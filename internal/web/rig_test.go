@@ -170,7 +170,7 @@ func (r *rig) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- api.Serve(ctx, l, &r.access, r.src, prometheus.NewRegistry(), func() error { return nil }, slog.New(slog.DiscardHandler))
+		done <- api.Serve(ctx, l, &r.access, r.src, prometheus.NewRegistry(), daemon.Health{}, slog.New(slog.DiscardHandler))
 	}()
 	var once sync.Once
 	r.stop = func() {

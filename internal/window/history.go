@@ -309,33 +309,39 @@ func (t *Table) rebuild(r record, extra cell, need int) {
 // from unborn on are newer, and stay as they are.
 func (t *Table) merge(r record, extra cell, edges []uint32, unborn uint32) {
 	t.cells = t.cells[:0]
-	put := func(c cell) (useful bool) {
-		for len(edges) > 0 && edges[0] > c.at {
-			edges = edges[1:]
-		}
-		if len(edges) == 0 {
-			return false
-		}
-		if c.at < unborn {
-			c.at = edges[0]
-		}
-		if n := len(t.cells); n > 0 && t.cells[n-1].at == c.at {
-			t.cells[n-1].count = add(t.cells[n-1].count, c.count)
-		} else {
-			t.cells = append(t.cells, c)
-		}
-		return true
-	}
 	for w := t.walk(r); ; {
 		c, ok := w.next()
 		if extra.count != 0 && (!ok || c.at <= extra.at) {
-			put(extra)
+			edges, _ = t.put(extra, edges, unborn)
 			extra.count = 0
 		}
-		if !ok || !put(c) {
+		if !ok {
+			return
+		}
+		if edges, ok = t.put(c, edges, unborn); !ok {
 			return
 		}
 	}
+}
+
+// put adds a cell to t.cells, which hold newer ones, and returns the edges that are
+// left for older ones; not useful where no window reaches it.
+func (t *Table) put(c cell, edges []uint32, unborn uint32) (left []uint32, useful bool) {
+	for len(edges) > 0 && edges[0] > c.at {
+		edges = edges[1:]
+	}
+	if len(edges) == 0 {
+		return edges, false
+	}
+	if c.at < unborn {
+		c.at = edges[0]
+	}
+	if n := len(t.cells); n > 0 && t.cells[n-1].at == c.at {
+		t.cells[n-1].count = add(t.cells[n-1].count, c.count)
+	} else {
+		t.cells = append(t.cells, c)
+	}
+	return edges, true
 }
 
 // pack packs t.cells into t.packed. They precede the cell newest.

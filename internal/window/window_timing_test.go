@@ -161,3 +161,28 @@ func BenchmarkTop(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkChange is how long counting stands still when rules are changed, for a
+// million keys that are counted in three windows: with other levels only, and with
+// another window.
+func BenchmarkChange(b *testing.B) {
+	const keys = 1 << 20
+	windows := []time.Duration{10 * sec, 30 * sec, 60 * sec}
+	for _, other := range [][]time.Duration{windows, {10 * sec, 60 * sec, 300 * sec}} {
+		load := newLoad(false, keys)
+		table := newTable(b, Config{Windows: windows, Levels: levels(windows, 350), MaxKeys: 2 * keys})
+		events, hot := make([]Event, batchSize), make([]Hot, 0, batchSize)
+		for range 20_000_000 / batchSize {
+			load.fill(events)
+			table.Advance(load.now)
+			table.AddBatch(events, hot)
+		}
+		b.Run(fmt.Sprintf("windows=%v", other), func(b *testing.B) {
+			for range b.N {
+				if err := table.Change(Config{Windows: other, Levels: levels(other, 100)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,7 +1,7 @@
 package events
 
-// Verbs of acts in the audit stream: what a person did, or what the responder did
-// that was no command.
+// Verbs of acts in the audit stream: what a person did, or what a program did that was
+// no command.
 const (
 	VerbAllowlist = "allowlist" // an entry was added or deleted
 	VerbApproval  = "approval"  // a command was approved or denied, or its time was over
@@ -9,6 +9,7 @@ const (
 	VerbMode      = "mode"      // a responder began with a mode
 	VerbMute      = "mute"      // nobody is told of a firewall's alerts for a while, or is again
 	VerbForget    = "forget"    // a firewall is no part of the fleet any more
+	VerbReload    = "reload"    // a program read a file again, which had changed
 )
 
 // Act is something that was done beside commands, recorded on
@@ -22,13 +23,15 @@ type Act struct {
 	Realm  string `msgpack:"realm,omitempty" json:"realm,omitempty"`   // whose
 	ID     string `msgpack:"id,omitempty" json:"id,omitempty"`         // of the approval or the decision
 	Reason string `msgpack:"reason,omitempty" json:"reason,omitempty"` // why
-	Time   int64  `msgpack:"time" json:"time"`                         // Unix ms
+	Before string `msgpack:"before,omitempty" json:"before,omitempty"` // of a reload: digests of what was in force, and is now
+	After  string `msgpack:"after,omitempty" json:"after,omitempty"`
+	Time   int64  `msgpack:"time" json:"time"` // Unix ms
 }
 
 func (a *Act) Validate() error {
-	if err := oneOf("verb", a.Verb, VerbAllowlist, VerbApproval, VerbCircuit, VerbMode, VerbMute, VerbForget); err != nil {
+	if err := oneOf("verb", a.Verb, VerbAllowlist, VerbApproval, VerbCircuit, VerbMode, VerbMute, VerbForget, VerbReload); err != nil {
 		return err
 	}
 	return checkText([2]string{"what", a.What}, [2]string{"who", a.Who}, [2]string{"key", a.Key}, [2]string{"realm", a.Realm},
-		[2]string{"id", a.ID}, [2]string{"reason", a.Reason})
+		[2]string{"id", a.ID}, [2]string{"reason", a.Reason}, [2]string{"before", a.Before}, [2]string{"after", a.After})
 }

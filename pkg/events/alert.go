@@ -59,10 +59,13 @@ type Alert struct {
 	Lossy       bool `msgpack:"lossy,omitempty" json:"lossy,omitempty"` // events were lost within the window: the truth may be higher
 	Stale       bool `msgpack:"stale,omitempty" json:"stale,omitempty"` // a firewall in scope is silent
 	// Approximate: of a firewall that has a share of the value, active is not exact.
-	Approximate bool   `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
-	Muted       bool   `msgpack:"muted,omitempty" json:"muted,omitempty"` // nobody was told: its firewall was muted when this was written
-	Simulated   bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
-	Text        string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
+	Approximate bool `msgpack:"approximate,omitempty" json:"approximate,omitempty"`
+	// Partial: what the rule counts has been counted for less than its window. The
+	// truth may be higher.
+	Partial   bool   `msgpack:"partial,omitempty" json:"partial,omitempty"`
+	Muted     bool   `msgpack:"muted,omitempty" json:"muted,omitempty"` // nobody was told: its firewall was muted when this was written
+	Simulated bool   `msgpack:"simulated,omitempty" json:"simulated,omitempty"`
+	Text      string `msgpack:"text" json:"text"` // cause, value, threshold and window in one line
 }
 
 // MaxSlots is the most that an alert may have, and maxSlotMS, an hour, how long each
@@ -73,12 +76,13 @@ const (
 )
 
 // Flags names what is true of the alert beside its state, in the order of the
-// alphabet: allowlisted, approximate, lossy, muted, simulated, stale.
+// alphabet: allowlisted, approximate, lossy, muted, partial,
+// simulated, stale.
 func (a *Alert) Flags() (names []string) {
 	for _, f := range []struct {
 		name string
 		on   bool
-	}{{"allowlisted", a.Allowlisted}, {"approximate", a.Approximate}, {"lossy", a.Lossy}, {"muted", a.Muted}, {"simulated", a.Simulated}, {"stale", a.Stale}} {
+	}{{"allowlisted", a.Allowlisted}, {"approximate", a.Approximate}, {"lossy", a.Lossy}, {"muted", a.Muted}, {"partial", a.Partial}, {"simulated", a.Simulated}, {"stale", a.Stale}} {
 		if f.on {
 			names = append(names, f.name)
 		}

@@ -23,8 +23,9 @@ const (
 
 // Actors of the audit stream that are no firewalls.
 const (
-	ActorResponder = "responder"
-	ActorOperator  = "operator"
+	ActorResponder  = "responder"
+	ActorOperator   = "operator"
+	ActorAggregator = "aggregator" // commands nothing but a resync; records that its rules were changed
 )
 
 // ScopeFleet is the alert scope that sums all firewalls of one realm.
@@ -61,12 +62,12 @@ func CheckName(s string) error {
 }
 
 // CheckFirewall is [CheckName] and refuses the names that mean something else
-// in a subject: fleet, responder, operator and the prefix realm_.
+// in a subject: fleet, aggregator, responder, operator and the prefix realm_.
 func CheckFirewall(s string) error {
 	if err := CheckName(s); err != nil {
 		return fmt.Errorf("firewall %w", err)
 	}
-	if s == ScopeFleet || s == ActorResponder || s == ActorOperator || strings.HasPrefix(s, realmScopePrefix) {
+	if s == ScopeFleet || s == ActorResponder || s == ActorOperator || s == ActorAggregator || strings.HasPrefix(s, realmScopePrefix) {
 		return fmt.Errorf("firewall name %q is reserved", s)
 	}
 	return nil

@@ -123,6 +123,7 @@ export function flags(a) {
   if (a.lossy) out.push(["lossy", "warn", "events were lost within the window: the truth may be higher"]);
   if (a.stale) out.push(["stale", "warn", "a firewall of its scope is silent"]);
   if (a.approximate) out.push(["approximate", "", "the active count may differ from the table"]);
+  if (a.partial) out.push(["partial", "", "counted for less than its window: it may be more"]);
   if (a.muted) out.push(["muted", "", "nobody was told: its firewall is muted"]);
   if (a.simulated) out.push(["simulated", "warn", "it comes from a recording"]);
   return out;
