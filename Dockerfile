@@ -47,6 +47,8 @@ ENTRYPOINT ["/usr/local/bin/producer"]
 
 # After the producer's, so that the packages that both need are compiled once.
 FROM build-producer AS build-centre
+ARG VERSION=devel
+ARG COMMIT=unknown
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false \
       -ldflags "-s -w -X github.com/ctfleet/ctfleet/internal/daemon.Version=${VERSION} -X github.com/ctfleet/ctfleet/internal/daemon.Commit=${COMMIT}" \
       -o /centre/usr/local/bin/ ./cmd/aggregator ./cmd/responder ./cmd/ctfleet \

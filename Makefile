@@ -59,10 +59,11 @@ lint: ## check style, errors, the direction of imports, and that it builds on ma
 demo: ## watch three virtual firewalls, an attack and its flush (DEMOFLAGS='--duration 20s')
 	$(GO) run ./cmd/ctfleet demo $(DEMOFLAGS)
 
-image: ## build the container image ctfleet:latest
-	docker build --build-arg VERSION=$(VERSION) -t ctfleet:latest .
+image: ## build the container images ctfleet:latest and ctfleet-producer:latest
+	docker build --target ctfleet --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) -t ctfleet:latest .
+	docker build --target producer --build-arg VERSION=$(VERSION) --build-arg COMMIT=$$(git rev-parse HEAD) -t ctfleet-producer:latest .
 
-smoke: build ## bring the compose files up on a real engine and count the flows of a container
+smoke: ## bring the compose files up on a real engine, and do with them what an operator does
 	deploy/smoke.sh
 
 ci: ## everything that has to pass, from a fresh machine on

@@ -2,14 +2,17 @@
 package deploy
 
 import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
-	"github.com/nats-io/nats-server/v2/server"
+	"github.com/goccy/go-yaml"
 
 	"github.com/ctfleet/ctfleet/internal/config"
 	"github.com/ctfleet/ctfleet/internal/policy"
 	"github.com/ctfleet/ctfleet/internal/rule"
-	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 func TestRulesAndPolicy(t *testing.T) {
@@ -41,19 +44,84 @@ func TestRulesAndPolicy(t *testing.T) {
 	}
 }
 
-// TestServerConfig reads nats.conf as the server does.
-func TestServerConfig(t *testing.T) {
-	opts, err := server.ProcessConfigFile("nats/nats.conf")
-	if err != nil {
-		t.Fatal(err)
+// service is what a test asks of a service in a compose file.
+type service struct {
+	Image       string
+	Profiles    []string
+	User        string
+	CapDrop     []string `yaml:"cap_drop"`
+	CapAdd      []string `yaml:"cap_add"`
+	Security    []string `yaml:"security_opt"`
+	ReadOnly    bool     `yaml:"read_only"`
+	Pids        int      `yaml:"pids_limit"`
+	Memory      string   `yaml:"mem_limit"`
+	CPUs        float64  `yaml:"cpus"`
+	Restart     string
+	Grace       string `yaml:"stop_grace_period"`
+	Environment map[string]string
+	Ports       []string
+	Privileged  bool
+}
+
+// TestCompose: each container has no more rights than it needs, and limits that the Go runtime
+// knows of.
+func TestCompose(t *testing.T) {
+	for _, file := range []string{"../docker-compose.yml", "agent/compose.yml"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c struct{ Services map[string]service }
+		if err := yaml.UnmarshalWithOptions(text, &c, yaml.AllowDuplicateMapKey()); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		for name, s := range c.Services {
+			bad := func(format string, args ...any) {
+				t.Errorf("%s: %s: %s", file, name, fmt.Sprintf(format, args...))
+			}
+			if s.Privileged || !s.ReadOnly || s.Pids == 0 || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Equal(s.Security, []string{"no-new-privileges"}) {
+				bad("not confined: %+v", s)
+			}
+			if s.User == "0:0" != (len(s.CapAdd) > 0) {
+				bad("user %q with %v: a right is effective for root only, and who has none need not be root", s.User, s.CapAdd)
+			}
+			if strings.HasPrefix(name, "producer") && !slices.Equal(s.CapAdd, []string{"NET_ADMIN"}) {
+				bad("a producer with %v", s.CapAdd)
+			}
+			// More than one, and a host with one processor would not start it.
+			if s.CPUs <= 0 || s.CPUs > 1 {
+				bad("%v processors", s.CPUs)
+			}
+			limit := mebibytes(t, s.Memory)
+			if soft := s.Environment["GOMEMLIMIT"]; soft != "" {
+				if share := mebibytes(t, strings.TrimSuffix(soft, "iB")) / limit; share < 0.75 || share > 0.85 {
+					bad("GOMEMLIMIT is %.0f %% of %s, want about 80", 100*share, s.Memory)
+				}
+			} else if s.Restart != "" {
+				bad("no GOMEMLIMIT")
+			}
+			for _, p := range s.Ports {
+				if !strings.Contains(p, ":-127.0.0.1:") {
+					bad("%s is published to others than this host, without being told to", p)
+				}
+			}
+			if !strings.HasPrefix(s.Image, "${CTFLEET_") && strings.Contains(s.Image, "latest") {
+				bad("%s may be another one tomorrow", s.Image)
+			}
+		}
 	}
-	if !opts.JetStream || opts.StoreDir != "/data" {
-		t.Errorf("JetStream %t, store %q: want it on, in the volume", opts.JetStream, opts.StoreDir)
+}
+
+// mebibytes reads 256m, 2g, 200M (of 200MiB).
+func mebibytes(t *testing.T, s string) float64 {
+	t.Helper()
+	var n float64
+	var unit string
+	if _, err := fmt.Sscanf(strings.ToLower(s), "%f%1s", &n, &unit); err != nil || unit != "m" && unit != "g" {
+		t.Fatalf("%q is no amount of memory", s)
 	}
-	if !opts.SyncAlways {
-		t.Error("sync_interval is not always: a power cut would take acknowledged alerts and audit entries")
+	if unit == "g" {
+		n *= 1024
 	}
-	if opts.MaxPayload < events.MaxBatchBytes {
-		t.Errorf("max_payload %d does not hold a batch of %d bytes", opts.MaxPayload, events.MaxBatchBytes)
-	}
+	return n
 }

@@ -22,6 +22,7 @@ type authCmd struct {
 	Init           authInitCmd   `cmd:"" help:"Make the keys, certificates, permissions and server configuration of a fleet."`
 	AddFirewall    authAddCmd    `cmd:"" help:"Let one more firewall connect: a directory to take to it."`
 	RevokeFirewall authRevokeCmd `cmd:"" help:"Let a firewall connect no more."`
+	Env            authEnvCmd    `cmd:"" help:"The variables by which a service, a person or a firewall connects: eval \"$(ctfleet auth env operator --dir DIR)\"."`
 	Renew          authRenewCmd  `cmd:"" help:"New certificates for the server and the services; further names of the server."`
 	Reload         authReloadCmd `cmd:"" help:"Have the servers read their configuration again."`
 	Key            authKeyCmd    `cmd:"" help:"Make a key to sign commands with, and add it to a trust file."`
@@ -153,6 +154,26 @@ func (c *authRevokeCmd) Run(ctx context.Context) error {
 	}
 	fmt.Printf("%s: its key opens nothing any more, once the server knows\n", c.Name)
 	return c.reload(ctx)
+}
+
+type authEnvCmd struct {
+	Who     string `arg:"" help:"aggregator, responder, operator, analyst, viewer, bootstrap, system, or a firewall."`
+	Dir     string `required:"" type:"path" placeholder:"DIR" help:"What auth init made."`
+	NATSURL string `name:"nats-url" env:"-" placeholder:"URL" help:"Where the server is (as auth init was told)."`
+}
+
+func (c *authEnvCmd) Run() error {
+	vars, err := auth.Environment(c.Dir, c.Who)
+	if err != nil {
+		return &exitError{2, err}
+	}
+	for _, v := range vars {
+		if v[0] == "NATS_URL" && c.NATSURL != "" {
+			v[1] = c.NATSURL
+		}
+		fmt.Printf("export %s='%s'\n", v[0], strings.ReplaceAll(v[1], "'", `'\''`))
+	}
+	return nil
 }
 
 type authRenewCmd struct {

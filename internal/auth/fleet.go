@@ -336,6 +336,34 @@ func RevokeFirewall(dir, name string) error {
 	})
 }
 
+// Environment is how an identity of the fleet in dir connects, as variables: a service, or a
+// firewall.
+func Environment(dir, who string) (vars [][2]string, err error) {
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	reg, err := readRegister(dir)
+	if err != nil {
+		return nil, err
+	}
+	in := filepath.Join(dir, who)
+	switch {
+	case reg.find(who) >= 0:
+		in = filepath.Join(dir, firewallsDir, who)
+	case !slices.Contains(services, Role(who)):
+		return nil, fmt.Errorf("there is no %.70q; there are: %s", who, strings.Join(append(Services()[1:], reg.Firewalls()...), ", "))
+	}
+	vars = append(vars, [2]string{"NATS_URL", reg.URL})
+	for _, f := range [][2]string{{"NATS_NKEY", "nats.nk"}, {"NATS_CA", "ca.pem"}, {"NATS_CERT", "cert.pem"}, {"NATS_KEY", "key.pem"}, {"CTFLEET_SIGN_KEY", "sign.nk"}, {"CTFLEET_TRUST", "trust.yaml"}} {
+		path := filepath.Join(in, f[1])
+		if _, err := os.Stat(path); err == nil {
+			vars = append(vars, [2]string{f[0], path})
+		}
+	}
+	return vars, nil
+}
+
 // Refresh writes the server's accounts anew from the register.
 func Refresh(dir string) error {
 	return change(dir, func(string, *Register) error { return nil })

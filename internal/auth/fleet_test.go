@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -209,6 +211,18 @@ func TestReload(t *testing.T) {
 		t.Errorf("added: %v", err)
 	}
 
+	var log lines
+	elsewhere := &fleet{dir: t.TempDir(), url: f.url} // the copy on the firewall
+	if err := os.CopyFS(elsewhere.dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	revoked, err := bus.Connect(bus.Config{Flags: elsewhere.flags("firewalls/fw-b"), Role: "producer", Patient: true, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(elsewhere.flags("firewalls/fw-b").NATSCert); err != nil {
+		t.Fatal(err)
+	}
 	stolen := f.client("firewalls/fw-b")
 	gone := stolen.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	if err := RevokeFirewall(f.dir, "fw-b"); err != nil {
@@ -227,6 +241,13 @@ func TestReload(t *testing.T) {
 	if breaks.Load() != 0 || keep.Connected() != nil {
 		t.Errorf("the connection of another firewall broke %d times", breaks.Load())
 	}
+	for deadline := time.Now().Add(15 * time.Second); !strings.Contains(log.String(), "fw-b/cert.pem: no such file"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("who has no certificate any more is not told:\n%s", log.String())
+			break
+		}
+	}
+	revoked.Close() // a handshake that it left half done holds a reload up for tls.timeout
 	// The name can be had again, with another key.
 	if _, err := AddFirewall(f.dir, Firewall{Name: "fw-b", Realm: "default"}); err != nil {
 		t.Fatal(err)
@@ -255,6 +276,24 @@ func TestReload(t *testing.T) {
 	if _, err := bus.ReloadServers(t.Context(), f.flags("operator")); !errors.Is(err, bus.ErrDenied) {
 		t.Errorf("a reload by the operator's key: %v", err)
 	}
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // TestStrangers do not get in.

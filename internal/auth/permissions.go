@@ -42,7 +42,7 @@ func permissionsOf(id *Identity) Permissions {
 
 	switch id.Role {
 	case RoleSystem:
-		say("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD")
+		say("$SYS.REQ.SERVER.PING.IDZ", "$SYS.REQ.SERVER.*.RELOAD")
 	case RoleBootstrap:
 		for _, s := range bus.StreamNames() {
 			say("$JS.API.STREAM.INFO."+s, "$JS.API.STREAM.CREATE."+s, "$JS.API.STREAM.UPDATE."+s)

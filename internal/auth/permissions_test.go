@@ -341,7 +341,8 @@ func TestSystemKey(t *testing.T) {
 	f := newFleet(t, Options{}, "fw-a")
 	c := f.client("system")
 	for what, want := range map[string]bool{
-		"publish $SYS.REQ.SERVER.PING":            true,
+		"publish $SYS.REQ.SERVER.PING.IDZ":        true,
+		"publish $SYS.REQ.SERVER.PING":            false,
 		"publish $SYS.REQ.SERVER.NAAA.RELOAD":     true,
 		"publish $SYS.REQ.SERVER.NAAA.LDM":        false,
 		"publish $SYS.REQ.SERVER.NAAA.KICK":       false,

@@ -95,6 +95,7 @@ func Connect(cfg Config) (*Conn, error) {
 			if err != nil {
 				log.Warn("lost the connection to NATS, retrying", "server", server(nc.ConnectedUrl()), "error", err)
 			}
+			c.explain(nc, server)
 			change(false)
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
@@ -148,6 +149,7 @@ func Connect(cfg Config) (*Conn, error) {
 	}
 	if cfg.Patient && !nc.IsConnected() {
 		log.Warn("NATS is unreachable, retrying", "server", server(""))
+		c.explain(nc, server)
 	}
 	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(AckTimeout), jetstream.WithPublishAsyncMaxPending(4*MaxInFlight))
 	if err != nil {
@@ -156,6 +158,23 @@ func Connect(cfg Config) (*Conn, error) {
 	}
 	c.NC, c.JS = nc, js
 	return c, nil
+}
+
+// explainAfter is how long a connection may be away before it is said why, again and again.
+const explainAfter = 2 * time.Second
+
+// explain says why a connection stays away. The library tells of a server that cannot be
+// reached, but not of one that answers and does not let us in.
+func (c *Conn) explain(nc *nats.Conn, server func(string) string) {
+	time.AfterFunc(explainAfter, func() {
+		if nc.IsConnected() || nc.IsClosed() {
+			return
+		}
+		if err := nc.LastError(); err != nil {
+			c.throttle.Warn(c.log, "NATS does not let us in, retrying", "server", server(""), "error", err)
+		}
+		c.explain(nc, server)
+	})
 }
 
 // authOptions also returns the public key that we prove ourselves by, "" where that is

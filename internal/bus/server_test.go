@@ -36,8 +36,8 @@ func TestServerKeepsPortAndStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing, err := c.Missing(t.Context())
-	if err != nil || len(missing) != 1 || missing[0] != StreamLast {
-		t.Errorf("after a restart %v are missing (%v), want what was in memory only, %s", missing, err, StreamLast)
+	if err != nil || len(missing) > 0 {
+		t.Errorf("after a restart %v are missing (%v): who may not create streams could do nothing", missing, err)
 	}
 }
 

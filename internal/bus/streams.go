@@ -57,16 +57,22 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		}
 		return c
 	}
+	// In a file, though it is worth nothing after a few seconds: in memory the stream itself would
+	// be gone when the server has been restarted, and only bootstrap may create it.
+	last := jetstream.StreamConfig{
+		Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
+		MaxMsgsPerSubject: 1, PersistMode: jetstream.AsyncPersistMode, MaxMsgSize: events.MaxMessageBytes,
+		MaxBytes: 64 << 20,
+	}
+	if l.Memory {
+		last.Storage, last.PersistMode = jetstream.MemoryStorage, jetstream.DefaultPersistMode
+	}
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
 	return []jetstream.StreamConfig{
 		bulk(StreamEvents, events.SubjectEvents),
 		bulk(StreamSnapshots, events.SubjectSnapshots),
-		{
-			Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
-			MaxMsgsPerSubject: 1, Storage: jetstream.MemoryStorage, MaxMsgSize: events.MaxMessageBytes,
-			MaxBytes: 64 << 20,
-		},
+		last,
 		{
 			Name: StreamAlerts, Subjects: []string{events.SubjectAlerts + ".>"},
 			MaxAge: 30 * 24 * time.Hour, MaxBytes: 256 << 20, Duplicates: dedupeWindow, MaxMsgSize: events.MaxMessageBytes,
