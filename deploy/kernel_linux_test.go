@@ -86,7 +86,11 @@ func TestEventsSnippet(t *testing.T) {
 		t.Helper()
 		var out []byte
 		// The program is in the namespace of the thread that starts it.
-		if err := fw.NS.Do(func() (err error) { out, err = exec.CommandContext(t.Context(), nft, args...).CombinedOutput(); return err }); err != nil {
+		err := fw.NS.Do(func() (err error) {
+			out, err = exec.CommandContext(t.Context(), nft, args...).CombinedOutput()
+			return err
+		})
+		if err != nil {
 			t.Fatalf("nft %q: %v %s", args, err, out)
 		}
 	}

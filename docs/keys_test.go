@@ -125,7 +125,7 @@ func leaves(v reflect.Value, path string, f func(path, value string)) {
 		leaves(v.Index(0), path+"[]", f)
 	default:
 		value := fmt.Sprint(v.Interface())
-		if d, ok := v.Interface().(time.Duration); ok {
+		if d, ok := reflect.TypeAssert[time.Duration](v); ok {
 			value = short(d)
 		}
 		f(path, value)

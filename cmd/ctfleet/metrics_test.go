@@ -1,12 +1,13 @@
 package main
 
 import (
-	"github.com/ctfleet/ctfleet/internal/reference"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctfleet/ctfleet/internal/reference"
 )
 
 var (
