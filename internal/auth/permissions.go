@@ -47,7 +47,9 @@ func permissionsOf(id *Identity) Permissions {
 		for _, s := range bus.StreamNames() {
 			say("$JS.API.STREAM.INFO."+s, "$JS.API.STREAM.CREATE."+s, "$JS.API.STREAM.UPDATE."+s)
 		}
-		say("$JS.API.STREAM.DELETE."+bus.StreamEvents, "$JS.API.STREAM.DELETE."+bus.StreamSnapshots) // bootstrap --anew
+		for _, s := range []string{bus.StreamEvents, bus.StreamSnapshots, bus.StreamLast} {
+			say("$JS.API.STREAM.DELETE." + s) // bootstrap --anew
+		}
 	case RoleFirewall:
 		say(events.EventsSubject(id.Name), events.SnapshotsSubject(id.Name), events.HealthSubject(id.Name), events.AuditSubject(id.Name, "*"))
 		hear(events.CommandSubject(id.Name, "*"), events.SubjectPace)

@@ -261,6 +261,7 @@ func TestPermissions(t *testing.T) {
 		{"publish $JS.API.STREAM.DELETE.CT_AUDIT", ""},
 		{"publish $JS.API.STREAM.DELETE.CT_EVENTS", "bootstrap"},
 		{"publish $JS.API.STREAM.DELETE.CT_SNAPSHOTS", "bootstrap"},
+		{"publish $JS.API.STREAM.DELETE.CT_LAST", "bootstrap"},
 		{"publish $JS.API.STREAM.DELETE.CT_ALERTS", ""},
 		{"publish $JS.API.STREAM.PURGE.CT_AUDIT", ""},
 		{"publish $JS.API.STREAM.PURGE.CT_EVENTS", ""},

@@ -48,6 +48,14 @@ var DefaultLimits = Limits{EventsAge: 15 * time.Minute, EventsBytes: 2 << 30}
 // replica that may be behind.
 func StreamConfigs(l Limits) []jetstream.StreamConfig {
 	replicas := max(l.Replicas, 1)
+	atEase := func(c *jetstream.StreamConfig) { // nothing waits for the disk
+		switch {
+		case l.Memory:
+			c.Storage = jetstream.MemoryStorage
+		case replicas == 1:
+			c.PersistMode = jetstream.AsyncPersistMode
+		}
+	}
 	bulk := func(name, subject string) jetstream.StreamConfig {
 		c := jetstream.StreamConfig{
 			Name: name, Subjects: []string{subject + ".*"},
@@ -59,24 +67,16 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 			Duplicates:        dedupeWindow,
 			MaxMsgSize:        events.MaxBatchBytes + 4096,
 		}
-		switch {
-		case l.Memory:
-			c.Storage = jetstream.MemoryStorage
-		case replicas == 1:
-			c.PersistMode = jetstream.AsyncPersistMode
-		}
+		atEase(&c)
 		return c
 	}
 	// In a file, though it is worth nothing after a few seconds: in memory the stream itself would
 	// be gone when the server has been restarted, and only bootstrap may create it.
 	last := jetstream.StreamConfig{
 		Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
-		MaxMsgsPerSubject: 1, PersistMode: jetstream.AsyncPersistMode, MaxMsgSize: events.MaxMessageBytes,
-		MaxBytes: 64 << 20,
+		MaxMsgsPerSubject: 1, MaxMsgSize: events.MaxMessageBytes, MaxBytes: 64 << 20,
 	}
-	if l.Memory {
-		last.Storage, last.PersistMode = jetstream.MemoryStorage, jetstream.DefaultPersistMode
-	}
+	atEase(&last)
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
 	all := []jetstream.StreamConfig{
