@@ -1,6 +1,7 @@
 GO      ?= go
 GOBIN   := $(or $(shell $(GO) env GOBIN),$(shell $(GO) env GOPATH)/bin)
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
+COMMIT  ?= $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
 
 # What `make fuzz` spends on each target: so many executions, since before Go 1.27 a run that ends by time fails
 # now and then (go.dev/issue/75804). And what `make demo` is told.
@@ -11,15 +12,30 @@ LINT_VERSION := v2.15.0
 LINT         := $(GOBIN)/golangci-lint
 
 # Static: one file per program, for a scratch image or a firewall with another libc.
-build_go = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X github.com/ctfleet/ctfleet/internal/daemon.Version=$(VERSION)'
+build_go = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X github.com/ctfleet/ctfleet/internal/daemon.Version=$(VERSION) -X github.com/ctfleet/ctfleet/internal/daemon.Commit=$(COMMIT)'
 
-.PHONY: help build test race fuzz bench lint demo image smoke ci clean
+# Where `make install` puts things: DESTDIR before every path, PREFIX for all but what is configured, PART firewall or centre for
+# half of it.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+PART    ?=
+
+.PHONY: help build install uninstall release test race fuzz bench lint demo image smoke ci clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the static programs into bin/
 	$(build_go) -o bin/ ./cmd/...
+
+install: build ## install programs, units and configuration (PREFIX, DESTDIR, PART=firewall|centre)
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install.sh install $(PART)
+
+uninstall: ## take them away again, but for configuration that was changed
+	DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/install.sh uninstall $(PART)
+
+release: ## build the archives for linux/amd64 and arm64, with checksums, into dist/
+	GO='$(GO)' deploy/release.sh
 
 test: ## run the tests; those that need the kernel skip where it is not permitted
 	$(GO) test ./...
@@ -54,4 +70,4 @@ ci: ## everything that has to pass, from a fresh machine on
 	.ci/run
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist

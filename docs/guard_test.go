@@ -9,9 +9,14 @@ import (
 	"testing"
 )
 
-// TestGuard: every test that explanation/guard.md names is there.
+// TestGuard: every test is there that the pages name which say what holds, and by which.
 func TestGuard(t *testing.T) {
-	page, err := os.ReadFile("explanation/guard.md")
+	t.Run("guard", func(t *testing.T) { testNamed(t, "explanation/guard.md") })
+	t.Run("security", func(t *testing.T) { testNamed(t, "../SECURITY.md") })
+}
+
+func testNamed(t *testing.T, path string) {
+	page, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ctfleet/ctfleet/internal/reference"
 )
 
 var (
@@ -49,6 +51,30 @@ func series(body string) map[string]bool {
 		out[m[1]+m[2]] = true
 	}
 	return out
+}
+
+// metricTable has a row for each metric that a daemon exports, with its labels.
+func metricTable(body string) string {
+	labels := map[string][]string{}
+	for s := range series(body) {
+		name, rest, _ := strings.Cut(s, "{")
+		for _, l := range seriesLabel.FindAllStringSubmatch(rest, -1) {
+			if !slices.Contains(labels[name], l[1]) {
+				labels[name] = append(labels[name], l[1])
+			}
+		}
+	}
+	kinds := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(body, -1) {
+		kinds[m[1]] = m[2]
+	}
+	var table reference.Table
+	table.Row("Metric", "Labels", "Kind", "")
+	for _, m := range regexp.MustCompile(`(?m)^# HELP (\S+) (.*)$`).FindAllStringSubmatch(body, -1) {
+		slices.Sort(labels[m[1]])
+		table.Row(reference.Code(m[1]), reference.Code(strings.Join(labels[m[1]], ", ")), kinds[m[1]], m[2])
+	}
+	return table.String()
 }
 
 func missing(want, have map[string]bool) []string {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vmihailenco/msgpack/v5"
 
+	"github.com/ctfleet/ctfleet/internal/count"
 	"github.com/ctfleet/ctfleet/internal/recording"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -147,6 +148,11 @@ func TestPreviousWireVersion(t *testing.T) {
 	r.publish(events.HealthSubject("fw-a"), health)
 	r.until("all is counted", func() bool { return r.counted("fw-a") == 43 && r.counted("fw-b") == 43 })
 
+	r.until("both dumps are complete", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.counter.Unknown(count.Place{Realm: events.RealmDefault})) == 0
+	})
 	top := func(q events.TopQuery, want map[string]uint64) {
 		t.Helper()
 		reply, err := r.Top(&q)

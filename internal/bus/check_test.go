@@ -124,7 +124,7 @@ func TestCheckServer(t *testing.T) {
 	other, _ := nkey(t, filepath.Join(dir, "other.nk"))
 	restricted := serve(t, `jetstream { store_dir: "`+filepath.Join(dir, "js")+`" }
 authorization { users: [ { nkey: `+public+`, permissions: {
-  publish: { allow: ["ct.v1.events.fw-b", "$JS.API.STREAM.INFO.CT_AUDIT"] }, subscribe: { allow: ["_INBOX.producer.fw-a.>"] } } } ] }`)
+  publish: { allow: ["ct.v1.events.fw-b", "$JS.API.STREAM.INFO.CT_AUDIT"] }, subscribe: { allow: ["`+Inboxes(public)+`"] } } } ] }`)
 	found(t, "another one's key", check(Flags{NATSURL: restricted, NATSNKey: other}), "FATAL refuses us")
 	found(t, "no key", check(Flags{NATSURL: restricted}), "FATAL --nats-nkey or --nats-creds must be")
 	found(t, "a key of another firewall", check(Flags{NATSURL: restricted, NATSNKey: user}), "FATAL NATS lacks CT_AUDIT",

@@ -121,16 +121,30 @@ func Again(name string, cli any) error {
 	return err
 }
 
-// parse reports with an error whether a file is to blame.
-func parse(name, description string, cli any, options []kong.Option) (ctx *kong.Context, blame bool, err error) {
-	options = append([]kong.Option{
+// settings are how every program reads its command line.
+func settings(name, description string, more []kong.Option) []kong.Option {
+	return append([]kong.Option{
 		kong.Name(name),
 		kong.Description(description),
 		kong.DefaultEnvars("CTFLEET"),
 		kong.Vars{"version": VersionLine()},
 		kong.TypeMapper(reflect.TypeFor[netip.Prefix](), kong.MapperFunc(prefix)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
-	}, options...)
+	}, more...)
+}
+
+// Model is what Parse would read into cli, as data: for the reference.
+func Model(name string, cli any) (*kong.Application, error) {
+	parser, err := kong.New(cli, settings(name, "", nil)...)
+	if err != nil {
+		return nil, err
+	}
+	return parser.Model, nil
+}
+
+// parse reports with an error whether a file is to blame.
+func parse(name, description string, cli any, options []kong.Option) (ctx *kong.Context, blame bool, err error) {
+	options = settings(name, description, options)
 	var file *config.FlagFile
 	if path := configPath(os.Args[1:]); path != "" {
 		if file, err = config.LoadFlags(path); err != nil {

@@ -4,10 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // The versions that this package writes. How they change, and what may be added
-// without another one, stands in docs/wire.md.
+// without another one, stands in docs/reference/wire.md.
 const (
 	BatchVersion   = 1 // of the batch
 	MessageVersion = 1 // of all messages but the batch
@@ -31,9 +32,5 @@ func checkVersion[V int | uint64](v V, reads []int) error {
 	if slices.ContainsFunc(reads, func(r int) bool { return V(r) == v }) {
 		return nil
 	}
-	words := fmt.Sprint(reads[0])
-	for _, r := range reads[1:] {
-		words += fmt.Sprintf(" and %d", r)
-	}
-	return fmt.Errorf("%w %d, this program reads %s", ErrVersion, v, words)
+	return fmt.Errorf("%w %d, this program reads %s", ErrVersion, v, strings.Trim(fmt.Sprint(reads), "[]"))
 }
