@@ -223,8 +223,9 @@ PY
 say "$flows flows"
 await 30 'the firewall at the centre' is fw-smoke fresh
 source=198.18.0.7 destination=198.18.0.8
+[ "$(date +%S)" -lt 57 ] || sleep 4 # in one minute of the history
 send "$source" "$destination" "$flows"
-minute=$(date -u +'%Y-%m-%dT%H:%MZ') first=$SECONDS
+minute=$(date -u +'%Y-%m-%dT%H:%M:00Z') first=$SECONDS
 await 10 "$flows flows of $source" counts src "$source" "$flows"
 sleep 1 # nothing may come on top
 src=$(counted src "$source") dst=$(counted dst "$destination")
@@ -308,7 +309,8 @@ centre up -d
 await 30 'the firewall at the centre again' is fw-smoke fresh
 receipts || fail 'the receipts are gone from the audit'
 ask allowlist list | has 198.51.100.0/24 || fail 'the entry is gone from the allowlist'
-ask top --by src --metric new --at "$minute" -o json | has "\"$source\"" || fail "the history of $minute is gone"
+ask top --by src --metric new --at "$minute" -o json >"$work/past"
+has "\"$source\"" "$work/past" || { cat "$work/past"; fail "the history of $minute is gone"; }
 
 say 'a firewall that is revoked'
 centre run --rm auth revoke-firewall fw-smoke

@@ -49,16 +49,14 @@ func main() {
 		os.Exit(f.Daemon.BadInput())
 	}
 	if f.Daemon.Check {
-		nats := f.Servers()
+		nats, where := &f.Flags, fmt.Sprintf("NATS %s, API on %s", f.Servers(), f.Listen)
 		if f.EmbeddedNATS {
-			nats = "embedded on " + f.NATSListen
+			nats, where = nil, fmt.Sprintf("NATS embedded on %s, API on %s", f.NATSListen, f.Listen)
 		}
-		fmt.Printf("%d rules, at most %d alerts at a time, %d addresses for each way to count, NATS %s, API on %s\n",
-			len(rules.Rules), rules.MaxFiring, f.MaxKeys, nats, f.Listen)
-		if f.History != "" {
-			fmt.Printf("history in %s, %s and %d bytes at most\n", f.History, f.HistoryAge, f.HistoryBytes)
+		if err := aggregator.Check(os.Stdout, f.Options, rules, nats, where); err != nil {
+			fmt.Fprintln(os.Stderr, "aggregator:", err)
+			os.Exit(1)
 		}
-		fmt.Println("ok")
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)

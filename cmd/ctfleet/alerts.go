@@ -126,7 +126,12 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 		fmt.Println(strings.Join(watchedColumns, "\t"))
 	}
 	if listen {
-		stop, err := conn.Subscribe(events.SubjectAlerts+".>", func(subject string, data []byte) { c.print(subject, data, time.Now()) })
+		var heard echoes
+		stop, err := conn.Subscribe(events.SubjectAlerts+".>", func(subject string, data []byte) {
+			if now := time.Now(); !heard.again(subject, now) {
+				c.print(subject, data, now)
+			}
+		})
 		if err != nil {
 			return err
 		}
@@ -139,6 +144,27 @@ func (c *alertsWatchCmd) Run(ctx context.Context) error {
 		from.Time = st.Now.Add(-c.Since)
 	}
 	return conn.Follow(ctx, bus.StreamAlerts, from, func(m bus.Msg) { c.print(m.Subject, m.Data, m.Time) })
+}
+
+// echoes knows which alerts were heard a moment ago. The stream keeps one of what several
+// aggregators say at the same time; who only listens hears each.
+type echoes map[string]time.Time
+
+// echoTime is less than the second after which an alert may be said again, and more than
+// aggregators are apart.
+const echoTime = 900 * time.Millisecond
+
+// again reports whether the same was said of the same thing a moment ago.
+func (e *echoes) again(subject string, now time.Time) bool {
+	maps.DeleteFunc(*e, func(_ string, at time.Time) bool { return now.Sub(at) > echoTime })
+	if _, heard := (*e)[subject]; heard {
+		return true
+	}
+	if *e == nil {
+		*e = echoes{}
+	}
+	(*e)[subject] = now
+	return false
 }
 
 func (c *alertsWatchCmd) print(subject string, data []byte, at time.Time) {

@@ -87,6 +87,37 @@ func TestReplyIsNoInbox(t *testing.T) {
 	}
 }
 
+// TestDeployedChecks: with what auth init makes, --check of each daemon finds nothing that keeps it from working,
+// before it runs and while it does.
+func TestDeployedChecks(t *testing.T) {
+	t.Parallel()
+	f := secureFleet(t, "fw-a")
+	check := func(want int, says, program, who string, args ...string) {
+		t.Helper()
+		r := f.with(f.as(who)...).run(t, program, append(args, "--check")...)
+		if r.code != want || strings.Contains(r.stdout, "FATAL") != (want != 0) || !strings.Contains(r.stdout, says) {
+			t.Errorf("%s --check: exit code %d, want %d and %q:\n%s%s", program, r.code, want, says, r.stdout, r.stderr)
+		}
+	}
+	producer := []string{"--name", "fw-a", "--netns", f.lab.Firewall("fw-a").NS.Path()}
+	check(1, "ctfleet bootstrap", "responder", "responder", "--sign-key", f.seed("responder"), "--trust", f.trust)
+	f.bootstrap()
+	for range 2 {
+		check(0, "ok", "aggregator", "aggregator", "--rules", "../../deploy/rules.yaml", "--listen", "127.0.0.1:0")
+		check(0, "ok", "responder", "responder", "--policy", "../../deploy/policy.yaml", "--sign-key", f.seed("responder"), "--trust", f.trust)
+		check(0, "ok", "producer", "firewalls/fw-a", producer...)
+		f.aggregator()
+		f.responder("mode: observe\n")
+		f.producer("fw-a")
+	}
+	// Another firewall's name is one that this key may not use.
+	f.trespass = true
+	check(1, "ct.v1.events.fw-b", "producer", "firewalls/fw-a", append([]string{"--name", "fw-b"}, producer[2:]...)...)
+	if r := f.run(t, "ctfleet", "version", "--fleet", "-o", "json"); r.code != 0 || strings.Count(r.stdout, `"role":`) < 3 {
+		t.Errorf("version --fleet: %+v", r)
+	}
+}
+
 func TestAuthCommands(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "fleet")

@@ -72,6 +72,12 @@ func remarks(f *events.FirewallStatus) string {
 	if f.MutedUntil > 0 {
 		s += "muted-until-" + time.UnixMilli(f.MutedUntil).Format(time.RFC3339) + " "
 	}
+	if f.Behind {
+		s += "behind "
+	}
+	if f.Differs {
+		s += "config-differs "
+	}
 	if n := len(f.Problems); n > 0 {
 		s += fmt.Sprintf("%d-problems ", n)
 	}
@@ -90,7 +96,7 @@ func (c *firewallsInspectCmd) Run(ctx context.Context) error {
 	}
 	for i := range r.Firewalls {
 		if f := &r.Firewalls[i]; f.Firewall == c.Name {
-			return printFirewall(os.Stdout, c.Output, f)
+			return printFirewall(os.Stdout, c.Output, f, r)
 		}
 	}
 	return unknownFirewall(c.Name)
@@ -100,14 +106,16 @@ func unknownFirewall(name string) error {
 	return fmt.Errorf("no firewall %q is known: ctfleet firewalls list shows the others", name)
 }
 
-func printFirewall(w io.Writer, format string, f *events.FirewallStatus) error {
+// printFirewall shows one of the firewalls of an inventory.
+func printFirewall(w io.Writer, format string, f *events.FirewallStatus, r *events.FirewallsReply) error {
 	if format == "json" {
 		return printJSON(w, f)
 	}
 	s := &f.Stream
 	t := newTable(w, format, f.Firewall, f.State)
 	t.add("realm", f.Realm)
-	t.add("version", f.Version)
+	t.add("version", unless(!f.Behind, f.Version, "behind: the newest is "+r.Newest))
+	t.add("config", unless(!f.Differs, f.Config, "most firewalls have "+r.Config))
 	t.add("boot", f.Boot)
 	t.add("started", time.UnixMilli(f.Started).Format(time.DateTime))
 	if f.Source == "" {
@@ -131,6 +139,14 @@ func printFirewall(w io.Writer, format string, f *events.FirewallStatus) error {
 		t.add("problem", p)
 	}
 	return t.flush()
+}
+
+// unless adds a remark to a text where something is not as it should be.
+func unless(good bool, text, remark string) string {
+	if good {
+		return text
+	}
+	return fmt.Sprintf("%s (%s)", text, remark)
 }
 
 func inventory(ctx context.Context, c *client) (*events.FirewallsReply, error) {

@@ -20,7 +20,7 @@ func debian(t *testing.T, program, pkg string) string {
 }
 
 // freePort is one that nobody listened on a moment ago.
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

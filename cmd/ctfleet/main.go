@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -35,7 +34,7 @@ type cli struct {
 	Bootstrap bootstrapCmd `cmd:"" help:"Create the streams on a NATS server."`
 	Ready     readyCmd     `cmd:"" help:"Ask a daemon whether it is ready: exit 0 if so. For the health check of a container."`
 	Site      siteCmd      `cmd:"" hidden:"" help:"Make a firewall with traffic of the container that this runs in: the demo of the compose file."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+	Version   versionCmd   `cmd:"" help:"Print the version, or those of the whole fleet."`
 
 	Show   kong.VersionFlag `name:"version" env:"-" help:"Print the version and exit."`
 	Config string           `type:"existingfile" placeholder:"FILE" help:"Read flags from this YAML file. Environment and command line win."`
@@ -75,11 +74,4 @@ func main() {
 		complain("%v", err)
 		os.Exit(1)
 	}
-}
-
-type versionCmd struct{}
-
-func (*versionCmd) Run() error {
-	fmt.Println(daemon.VersionLine())
-	return nil
 }

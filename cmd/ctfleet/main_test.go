@@ -53,6 +53,9 @@ var programs = sync.OnceValues(func() (string, error) {
 var built string
 
 func TestMain(m *testing.M) {
+	if conf := os.Getenv(serveEnv); conf != "" { // a server of a cluster that a test started
+		os.Exit(serve(conf))
+	}
 	flag.Parse()
 	time.Local = time.UTC // golden files hold times
 	// Most of the time these tests wait for other processes, not for a processor.
@@ -69,7 +72,7 @@ func TestMain(m *testing.M) {
 }
 
 // program is the path of a program.
-func program(t *testing.T, name string) string {
+func program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := programs()
 	if err != nil {
@@ -109,7 +112,7 @@ type result struct {
 // callTime is how long a program that ends by itself may take.
 const callTime = 60 * time.Second
 
-func (c call) run(t *testing.T, name string, args ...string) result {
+func (c call) run(t testing.TB, name string, args ...string) result {
 	t.Helper()
 	path := program(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), callTime)
@@ -262,7 +265,7 @@ func (p *process) until(what string, ok func() bool) {
 	})
 }
 
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

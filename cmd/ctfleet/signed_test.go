@@ -55,7 +55,7 @@ func TestSigned(t *testing.T) {
 	flush(`"reason":"untrusted-key"`, 3, "-y")
 	overwrite(t, f.trust, "keys: [nonsense]\n")
 	hangUp()
-	p.says(&p.stderr, `(msg="reload: what was in force stays so".*trust.yaml:1)`)
+	p.says(&p.stderr, `(msg="reload refused: what was in force stays so".*trust.yaml:1)`)
 	flush(`"reason":"untrusted-key"`, 3, "-y")
 }
 

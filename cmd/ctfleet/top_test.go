@@ -55,7 +55,7 @@ func TestHistoryFlags(t *testing.T) {
 			t.Errorf("%s %q: %+v, want %d, %q", name, args, r, want, text)
 		}
 	}
-	f(0, "history in "+history+", 168h0m0s and 1073741824 bytes at most\nok\n", "aggregator", "--history", history, "--check")
+	f(0, "history in "+history+", 168h0m0s and 1073741824 bytes at most\n", "aggregator", "--history", history, "--check")
 	f(1, "--history-age: 1s is less than 1m", "aggregator", "--history", history, "--history-age", "1s", "--check")
 	f(2, "--history-bytes: 1 is less than 1 MiB", "aggregator", "--history", history, "--history-bytes", "1")
 	f(2, "its schema is version 99", "aggregator", "--history", newer(t))

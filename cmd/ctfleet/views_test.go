@@ -9,6 +9,7 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/allowlist"
 	"github.com/ctfleet/ctfleet/internal/audit"
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
@@ -53,11 +54,20 @@ func TestViews(t *testing.T) {
 	})
 
 	firewalls := viewFirewalls()
+	inventory := events.FirewallsReply{Head: events.Head{V: 1}, Firewalls: firewalls, Version: "v0.2.0", Rules: "0123456789ab", Newest: "v0.2.0\x1b[2J", Config: "badc0de"}
 	f("firewalls", func(w io.Writer, format string) error {
-		return printFirewalls(w, format, &events.FirewallsReply{Head: events.Head{V: 1}, Firewalls: firewalls})
+		return printFirewalls(w, format, &inventory)
 	})
-	f("firewall", func(w io.Writer, format string) error { return printFirewall(w, format, &firewalls[0]) })
-	f("firewall-replay", func(w io.Writer, format string) error { return printFirewall(w, format, &firewalls[1]) })
+	f("firewall", func(w io.Writer, format string) error { return printFirewall(w, format, &firewalls[0], &inventory) })
+	f("firewall-replay", func(w io.Writer, format string) error { return printFirewall(w, format, &firewalls[1], &inventory) })
+
+	f("versions", func(w io.Writer, format string) error {
+		v := fleetVersions{Version: "v0.2.0", Newest: "v0.2.0"}
+		v.add("aggregator", []bus.Instance{{ID: "1", Metadata: map[string]string{"version": "v0.2.0", "host": "centre\x1b[2J"}}})
+		v.add("responder", []bus.Instance{{ID: "2", Metadata: map[string]string{"version": "v0.1.0", "host": "centre"}}})
+		v.addFirewalls(&inventory)
+		return printVersions(w, format, &v)
+	})
 
 	alerts := viewAlerts()
 	f("alerts", func(w io.Writer, format string) error {
@@ -138,7 +148,7 @@ func viewFirewalls() []events.FirewallStatus {
 			Stream:     events.StreamHealth{Events: 1000, Published: 990, LostSocket: 1, LostRing: 2, LostBus: 3, Undecodable: 4, RingBytes: 2048, RingLimit: 65536, Buffer: 8 << 20, BufferUsed: 1 << 20, LingerMS: 10, LagMS: 7, Epoch: 2, Live: 900, Resyncs: 1},
 			AllowFlush: true, AllowBlock: true, TCPLoose: true, Problems: []string{"nf_conntrack_events is 2"},
 		},
-		State: events.StateFresh, AgeMS: 350, Events: 980, EventsPerS: 1204.4, Lost: 10, Missing: 12, Duplicates: 1, Refused: 1, ActiveKnown: true, Active: 900, Approximate: true, Boots: 1, Rivals: true,
+		State: events.StateFresh, AgeMS: 350, Events: 980, EventsPerS: 1204.4, Lost: 10, Missing: 12, Duplicates: 1, Refused: 1, ActiveKnown: true, Active: 900, Approximate: true, Boots: 1, Rivals: true, Behind: true, Differs: true,
 	}
 	recording := events.FirewallStatus{Health: events.Health{Head: events.Head{V: 1}, Firewall: "fw-b", Realm: "lis1", Version: "v0.1.0", Source: "replay"}, State: events.StateSilent, AgeMS: 61_000}
 	return []events.FirewallStatus{live, recording}

@@ -98,3 +98,22 @@ func TestAlertsWatch(t *testing.T) {
 		running[format].stop()
 	}
 }
+
+// TestEchoes: who listens without the stream hears each of several aggregators, and is shown
+// what they say once.
+func TestEchoes(t *testing.T) {
+	var heard echoes
+	now := time.Unix(1000, 0)
+	for _, e := range []struct {
+		after time.Duration
+		what  string
+		again bool
+	}{{0, "firing.a", false}, {30 * time.Millisecond, "firing.a", true}, {40 * time.Millisecond, "firing.b", false}, {50 * time.Millisecond, "resolved.a", false}, {time.Second, "firing.a", false}} {
+		if got := heard.again(e.what, now.Add(e.after)); got != e.again {
+			t.Errorf("%s after %s: again is %t", e.what, e.after, got)
+		}
+	}
+	if len(heard) != 1 {
+		t.Errorf("%v are remembered, want what was heard a moment ago", heard)
+	}
+}

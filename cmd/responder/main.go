@@ -25,6 +25,7 @@ const description = `Turns alerts into guarded flush commands, as its policy fil
 type flags struct {
 	responder.Options
 	Trust string `placeholder:"FILE|none" help:"Whose signed allowlist entries and approvals to believe: a file of public keys and what each may do, read again on SIGHUP; none: everybody's, unsigned. Without it nobody's."`
+	Rules string `type:"existingfile" placeholder:"FILE" help:"With --check: the aggregator's rules, to see whether there are those that the policy names."`
 	bus.Flags
 	Daemon daemon.Flags `embed:""`
 }
@@ -49,12 +50,10 @@ func main() {
 		os.Exit(f.Daemon.BadInput())
 	}
 	if f.Daemon.Check {
-		key := "none: firewalls refuse what it asks for, unless they run with --trust none"
-		if signer != nil {
-			key = signer.Public()
+		if err := responder.Check(os.Stdout, f.Options, file, signer, trust, f.Rules, f.Flags); err != nil {
+			fmt.Fprintln(os.Stderr, "responder:", err)
+			os.Exit(1)
 		}
-		fmt.Printf("mode %s, %d policies, %d allowlisted prefixes, cool-down %s, signing key %s, trusts %s, NATS %s\nok\n",
-			file.Mode, len(file.Policies), len(file.Allowlist), file.CoolDown, key, trust, f.Servers())
 		return
 	}
 	log := f.Daemon.Logger(os.Stderr)

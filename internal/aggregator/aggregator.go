@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -79,6 +80,8 @@ type Aggregator struct {
 	allow  *bus.Allowlist
 	orders *bus.Mirror // of CT_GUARD: whether the circuit is open, who is muted or dismissed
 
+	alertsFrom bus.FollowFrom // where to follow the alerts of all aggregators from
+
 	intake chan message
 	begun  chan struct{} // closed when the streams are there and nothing was judged yet
 	purges chan string   // firewalls that were dismissed
@@ -118,7 +121,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		pulse: daemon.NewPulse("counting", standstill), rules: file, opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), reads: make(chan struct{}, readsAtOnce),
+		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), pacer: pacer{self: rand.Text()}, reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {
@@ -203,6 +206,7 @@ func (a *Aggregator) Run(ctx context.Context) (err error) {
 	})
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.outbox.Run(ctx) })
+	g.Go(func() error { return a.hearAlerts(ctx) })
 	g.Go(func() error { return a.allow.Run(ctx) })
 	g.Go(func() error { return a.orders.Run(ctx) })
 	g.Go(func() error { return a.purgeLoop(ctx) })

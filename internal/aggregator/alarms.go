@@ -58,9 +58,13 @@ func (a *Aggregator) judgeFleet(now time.Time) {
 			drop: f.health.Kernel.Drop, earlyDrop: f.health.Kernel.EarlyDrop, insertFailed: f.health.Kernel.InsertFailed,
 			lost: f.health.Stream.Lost() + acc.Missing,
 		})
-		f.values = map[string]float64{
-			rule.TablePercent: f.health.Table.Percent, metricDrop: float64(rise.drop), metricEarlyDrop: float64(rise.earlyDrop),
-			metricInsertFailed: float64(rise.insertFailed), metricLost: float64(rise.lost), metricRivals: 1,
+		f.values = map[string]float64{rule.TablePercent: f.health.Table.Percent, metricRivals: 1}
+		for metric, n := range map[string]uint64{metricDrop: rise.drop, metricEarlyDrop: rise.earlyDrop, metricInsertFailed: rise.insertFailed, metricLost: rise.lost} {
+			// Who has not watched for a minute yet does not know that nothing rose in it: an
+			// alarm that somebody else raised, or we before we were started again, goes on.
+			if n > 0 || f.rises.full() {
+				f.values[metric] = float64(n)
+			}
 		}
 		if !f.health.Stopping {
 			f.values[metricSilent] = now.Sub(f.seen).Seconds()

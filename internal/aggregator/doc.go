@@ -12,6 +12,8 @@
 //	reload.go       other rules while all that goes on
 //	fleet.go        the inventory: who is out there, how fresh
 //	publish.go      alerts to the bus, in order, adopted after a restart
+//	version.go      who runs another version, or with another configuration
+//	peers.go        several aggregators: each alert once, one answer
 //	view.go         the answers to questions, for the bus and for HTTP
 //	address.go      all that is known of one address
 //	recent.go       alerts and audit of late, as the streams keep them

@@ -104,6 +104,9 @@ type rises struct {
 	n    int // values taken
 }
 
+// full reports whether a rise is over the whole time.
+func (r *rises) full() bool { return r.n > riseSeconds }
+
 // counters are cumulative.
 type counters struct{ drop, earlyDrop, insertFailed, lost uint64 }
 

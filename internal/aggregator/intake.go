@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,8 +67,16 @@ func (a *Aggregator) waiting() (m message, ok bool) {
 	}
 }
 
+// kindVersion is the kind under which messages of an unknown version are counted,
+// whatever else they are: their sender was upgraded before this aggregator, or not for
+// too long.
+const kindVersion = "version"
+
 // refuse counts and logs a message that could not be used.
 func (a *Aggregator) refuse(kind, subject string, err error) {
+	if errors.Is(err, events.ErrVersion) {
+		kind = kindVersion
+	}
 	a.refused.WithLabelValues(kind).Inc()
 	a.throttle.Warn(a.log, "refused a message", "kind", kind, "subject", subject, "error", err)
 }

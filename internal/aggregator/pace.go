@@ -23,7 +23,38 @@ const (
 // fleetMessages, and longer where even that is too much for whoever serves and
 // counts them. What matters to both is the number of messages more than what is in them.
 type pacer struct {
+	self    string  // by which we know our own announcements; others may not have the same
 	stretch float64 // at least 1
+
+	// What another aggregator said last, and when. Producers follow the last word, so of
+	// several aggregators the one that needs the longest linger has it: the others keep
+	// quiet for as long as they hear of that, and speak when they hear of less.
+	other   uint32 // ms
+	otherBy string
+	heard   time.Time
+}
+
+// silence is after how long without a word another aggregator is taken to be gone.
+const silence = 2 * paceInterval
+
+// hear takes what was announced.
+func (p *pacer) hear(said *events.Pace, now time.Time) {
+	if said.By == p.self {
+		return
+	}
+	// Two others may differ: the longer one counts, until its own aggregator says less.
+	if said.LingerMS >= p.other || said.By == p.otherBy || now.Sub(p.heard) > silence {
+		p.other, p.otherBy, p.heard = said.LingerMS, said.By, now
+	}
+}
+
+// quiet reports whether another aggregator's word is enough. Of two that need the same
+// one speaks.
+func (p *pacer) quiet(need uint32, now time.Time) bool {
+	if p.heard.IsZero() || now.Sub(p.heard) > silence {
+		return false
+	}
+	return p.other > need || p.other == need && p.otherBy < p.self
 }
 
 // next is asked at every look.
@@ -40,11 +71,22 @@ func (p *pacer) next(fleet int, behind time.Duration) *events.Pace {
 	if p.stretch > 1 {
 		linger = max(linger, 1) * p.stretch
 	}
-	return &events.Pace{LingerMS: uint32(min(linger, events.MaxLingerMS)), Fleet: uint32(fleet)}
+	return &events.Pace{LingerMS: uint32(min(linger, events.MaxLingerMS)), Fleet: uint32(fleet), By: p.self}
 }
 
-// pace is asked for at every look.
-func (a *Aggregator) pace(now time.Time) *events.Pace {
+func (a *Aggregator) hearPace(subject string, data []byte) {
+	var said events.Pace
+	if err := events.Unmarshal(data, &said); err != nil {
+		a.refuse("pace", subject, err)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pacer.hear(&said, time.Now())
+}
+
+// pace is asked for at every look: what we need, and whether to say so.
+func (a *Aggregator) pace(now time.Time) (pace *events.Pace, speak bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	fleet := 0
@@ -57,5 +99,6 @@ func (a *Aggregator) pace(now time.Time) *events.Pace {
 	if now.Sub(a.heard) > vanished {
 		behind = 0 // nothing comes
 	}
-	return a.pacer.next(fleet, behind)
+	pace = a.pacer.next(fleet, behind)
+	return pace, !a.pacer.quiet(pace.LingerMS, now)
 }

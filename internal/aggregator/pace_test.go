@@ -30,3 +30,32 @@ func TestPacer(t *testing.T) {
 	is("three firewalls, and a bus that cannot even do that", 3, 300, 20, 86)
 	is("nobody", 0, 0, 300, 0)
 }
+
+// TestPaceOfTwo: the one that needs the longer linger speaks, and of two that need the
+// same one; who hears nothing for a while speaks for himself.
+func TestPaceOfTwo(t *testing.T) {
+	now := time.Unix(1000, 0)
+	p := pacer{self: "m"}
+	is := func(what string, need uint32, after time.Duration, quiet bool) {
+		t.Helper()
+		if got := p.quiet(need, now.Add(after)); got != quiet {
+			t.Errorf("%s: quiet is %t, want %t", what, got, quiet)
+		}
+	}
+	is("nobody else", 100, 0, false)
+	p.hear(&events.Pace{LingerMS: 500, By: "m"}, now)
+	is("our own word", 100, 0, false)
+	p.hear(&events.Pace{LingerMS: 120, By: "x"}, now)
+	is("another needs more", 100, 0, true)
+	is("another needs less", 130, 0, false)
+	is("both need the same, we speak", 120, 0, false)
+	p.hear(&events.Pace{LingerMS: 120, By: "a"}, now)
+	is("both need the same, the other speaks", 120, 0, true)
+	p.hear(&events.Pace{LingerMS: 80, By: "z"}, now)
+	is("a third needs less", 100, 0, true)
+	p.hear(&events.Pace{LingerMS: 90, By: "a"}, now)
+	is("it needs less now", 100, 0, false)
+	p.hear(&events.Pace{LingerMS: 120, By: "a"}, now)
+	is("a while without a word", 100, silence, true)
+	is("it is gone", 100, silence+1, false)
+}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/rule"
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
@@ -17,19 +18,21 @@ const waitingAlerts = 4096
 // publish makes alerts of transitions and hands them to the outbox.
 func (a *Aggregator) publish(transitions []rule.Transition) {
 	for i := range transitions {
-		a.send(a.alert(&transitions[i]))
+		a.send(a.alert(&transitions[i]), transitions[i].Before/1e6)
 	}
 }
 
-// send hands an alert to the outbox.
-func (a *Aggregator) send(al *events.Alert) {
+// send hands an alert to the outbox. before is when it was last reported as far as we
+// know, in ms; 0 for a new one.
+func (a *Aggregator) send(al *events.Alert, before int64) {
 	a.log.Info(al.State, "alert", al.Text, "id", al.ID)
 	a.fired.WithLabelValues(al.State, al.Severity).Inc()
-	// Two aggregators count the same stream and make the same alert: the stream
-	// keeps the first.
 	id := fmt.Sprintf("%s:%s:%d", al.ID, al.State, al.Updated)
 	subject := alertSubject(al)
-	if err := a.outbox.Put(subject, id, events.SubjectAlert(subject), al); err != nil {
+	// Aggregators that count the same stream come to the same alerts, a moment apart: the
+	// stream keeps the first (docs/adr/0012).
+	about := events.SubjectAlerts + ".*." + events.SubjectAlert(subject)
+	if err := a.outbox.PutUnless(subject, id, about, al, func(last bus.Msg) bool { return a.superfluous(al, before, last) }); err != nil {
 		// The bus is away and thousands of alerts wait. What stays over its
 		// threshold is reported again.
 		a.dropAlert(subject, err)
@@ -135,9 +138,27 @@ func alertSubject(a *events.Alert) string {
 	return events.AlertSubject(a.State, a.Rule, a.Scope, key)
 }
 
+// adopted is an alert as the engine takes it over.
+func adopted(al *events.Alert) rule.Adopted {
+	s := rule.Subject{Realm: al.Realm}
+	if al.Scope != events.RealmScope(al.Realm) {
+		s.Firewall = al.Scope
+	}
+	if p, err := events.ParsePrefix(al.Key); err == nil {
+		s.Key = p
+	}
+	return rule.Adopted{ID: al.ID, Rule: al.Rule, Subject: s, Value: al.Value, Peak: al.Peak, Started: al.Started * 1e6, Updated: al.Updated * 1e6}
+}
+
 // adopt takes over the alerts that were firing when this aggregator, or the one
-// before it, stopped: they are neither fired again nor forgotten.
+// before it, stopped, or that another one has fired: they are neither fired again nor
+// forgotten.
 func (a *Aggregator) adopt(ctx context.Context) error {
+	st, err := a.conn.State(ctx, bus.StreamAlerts)
+	if err != nil {
+		return err
+	}
+	a.alertsFrom = bus.FollowFrom{After: st.LastSeq, Time: st.LastTime, All: st.LastSeq == 0}
 	last, err := a.conn.LastAlerts(ctx)
 	if err != nil {
 		return err
@@ -153,20 +174,13 @@ func (a *Aggregator) adopt(ctx context.Context) error {
 		if al.State != events.Firing {
 			continue
 		}
-		s := rule.Subject{Realm: al.Realm}
-		if al.Scope != events.RealmScope(al.Realm) {
-			s.Firewall = al.Scope
-		}
-		if p, err := events.ParsePrefix(al.Key); err == nil {
-			s.Key = p
-		}
-		err := a.engine.Adopt(rule.Adopted{ID: al.ID, Rule: al.Rule, Subject: s, Value: al.Value, Peak: al.Peak, Started: al.Started * 1e6, Updated: al.Updated * 1e6})
-		if err != nil {
+		if err := a.engine.Adopt(adopted(&al)); err != nil {
 			// Its rule is gone: nobody else would resolve it.
 			a.log.Info("resolving an alert without a rule", "alert", al.ID, "reason", err)
+			before := al.Updated
 			al.State, al.Text = events.Resolved, al.Rule+": the rule is no more"
 			al.Updated = max(al.Updated+1, time.Now().UnixMilli())
-			a.send(&al)
+			a.send(&al, before)
 		}
 	}
 	return nil

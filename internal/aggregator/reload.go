@@ -77,27 +77,32 @@ func (a *Aggregator) publishOver(over []rule.Transition, rules []rule.Rule) {
 		if slices.ContainsFunc(rules, func(r rule.Rule) bool { return r.Name == al.Rule }) {
 			al.Text = al.Rule + ": the rule counts something else now"
 		}
-		a.send(al)
+		a.send(al, over[i].Before/1e6)
 	}
 }
 
 // whatChanged says in words how rules differ.
 func whatChanged(before, after string, added, removed, changed []string) string {
-	host, _ := os.Hostname() // an empty name is fine
-	s := fmt.Sprintf("the aggregator on %s: rules %s instead of %s", cmp.Or(host, "an unnamed host"), cmp.Or(after, "none"), cmp.Or(before, "none"))
+	var s strings.Builder
+	fmt.Fprintf(&s, "the aggregator on %s: rules %s instead of %s", hostName(), cmp.Or(after, "none"), cmp.Or(before, "none"))
 	for _, part := range []struct {
 		word  string
 		names []string
 	}{{"added", added}, {"removed", removed}, {"changed", changed}} {
 		if n := len(part.names); n > 0 {
 			names := part.names[:min(n, 4)] // a text has room for so many of the longest
-			s += fmt.Sprintf(", %s %s", part.word, strings.Join(names, " "))
+			fmt.Fprintf(&s, ", %s %s", part.word, strings.Join(names, " "))
 			if n > len(names) {
-				s += fmt.Sprintf(" and %d more", n-len(names))
+				fmt.Fprintf(&s, " and %d more", n-len(names))
 			}
 		}
 	}
-	return s
+	return s.String()
+}
+
+func hostName() string {
+	host, _ := os.Hostname() // an empty name is fine
+	return cmp.Or(host, "an unnamed host")
 }
 
 // recordReload keeps in the audit what was changed.

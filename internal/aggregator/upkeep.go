@@ -34,6 +34,11 @@ const (
 // paceLoop says how long producers shall linger: at once when that has to be
 // another, and again for producers that come.
 func (a *Aggregator) paceLoop(ctx context.Context) error {
+	stop, err := a.conn.Subscribe(events.SubjectPace, a.hearPace)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	var said events.Pace
 	var paced, read time.Time
 	for daemon.Sleep(ctx, paceLook) {
@@ -45,7 +50,12 @@ func (a *Aggregator) paceLoop(ctx context.Context) error {
 			read = now
 			a.readClock(ctx)
 		}
-		if pace := a.pace(now); *pace != said || now.Sub(paced) >= paceInterval {
+		pace, speak := a.pace(now)
+		if !speak {
+			said = events.Pace{} // to be said again when it falls to us
+			continue
+		}
+		if *pace != said || now.Sub(paced) >= paceInterval {
 			paced, said = now, *pace
 			if err := a.conn.Send(events.SubjectPace, pace); err != nil {
 				a.log.Debug("cannot announce the pace", "error", err)

@@ -21,12 +21,12 @@ const ServiceName = "ct-aggregator"
 func (a *Aggregator) serve(ctx context.Context) (stop func(), err error) {
 	return a.conn.Serve(bus.Service{
 		Name: ServiceName, Description: "ctfleet aggregator: the fleet's counts",
-		Metadata: map[string]string{"version": daemon.ProgramVersion()},
+		Metadata: map[string]string{"version": daemon.ProgramVersion(), "host": hostName()},
 		Endpoints: []bus.Endpoint{
-			question(events.QueryTop, func(q *events.TopQuery) (events.Message, error) { return a.Top(q) }),
-			question(events.QueryFirewalls, func(*events.FirewallsQuery) (events.Message, error) { return a.Firewalls(), nil }),
-			question(events.QueryAlerts, func(q *events.AlertsQuery) (events.Message, error) { return a.Alerts(ctx, q) }),
-			question(events.QueryAddress, func(q *events.AddressQuery) (events.Message, error) { return a.Address(ctx, q) }),
+			question(ctx, a, events.QueryTop, func(q *events.TopQuery) (events.Message, error) { return a.Top(q) }),
+			question(ctx, a, events.QueryFirewalls, func(*events.FirewallsQuery) (events.Message, error) { return a.Firewalls(), nil }),
+			question(ctx, a, events.QueryAlerts, func(q *events.AlertsQuery) (events.Message, error) { return a.Alerts(ctx, q) }),
+			question(ctx, a, events.QueryAddress, func(q *events.AddressQuery) (events.Message, error) { return a.Address(ctx, q) }),
 		},
 	})
 }
@@ -36,7 +36,7 @@ func (a *Aggregator) serve(ctx context.Context) (stop func(), err error) {
 func question[Q any, P interface {
 	*Q
 	events.Message
-}](kind string, answer func(P) (events.Message, error)) bus.Endpoint {
+}](ctx context.Context, a *Aggregator, kind string, answer func(P) (events.Message, error)) bus.Endpoint {
 	return bus.Endpoint{Name: kind, Subject: events.QuerySubject(kind), Handle: func(r bus.Request) (events.Message, error) {
 		q := P(new(Q))
 		if len(r.Data) > 0 { // nothing is a question, too
@@ -44,6 +44,7 @@ func question[Q any, P interface {
 				return nil, &bus.RequestError{Err: err}
 			}
 		}
+		a.letOthersAnswer(ctx)
 		m, err := answer(q)
 		if err == nil {
 			return m, nil
@@ -162,5 +163,7 @@ func (a *Aggregator) Firewalls() *events.FirewallsReply {
 		})
 	}
 	slices.SortFunc(r.Firewalls, func(x, y events.FirewallStatus) int { return cmp.Compare(x.Firewall, y.Firewall) })
+	r.Rules = a.rules.Digest
+	markBehind(r)
 	return r
 }

@@ -47,6 +47,7 @@ func permissionsOf(id *Identity) Permissions {
 		for _, s := range bus.StreamNames() {
 			say("$JS.API.STREAM.INFO."+s, "$JS.API.STREAM.CREATE."+s, "$JS.API.STREAM.UPDATE."+s)
 		}
+		say("$JS.API.STREAM.DELETE."+bus.StreamEvents, "$JS.API.STREAM.DELETE."+bus.StreamSnapshots) // bootstrap --anew
 	case RoleFirewall:
 		say(events.EventsSubject(id.Name), events.SnapshotsSubject(id.Name), events.HealthSubject(id.Name), events.AuditSubject(id.Name, "*"))
 		hear(events.CommandSubject(id.Name, "*"), events.SubjectPace)
@@ -55,7 +56,7 @@ func permissionsOf(id *Identity) Permissions {
 		hear(discovery("ct-producer")...)
 	case RoleAggregator:
 		say(events.SubjectAlerts+".>", events.SubjectPace, events.CommandSubject("*", events.VerbResync), events.AuditSubject("aggregator", "*"))
-		hear(events.HealthSubject("*"), events.QuerySubject("*"))
+		hear(events.HealthSubject("*"), events.QuerySubject("*"), events.SubjectPace)
 		for _, s := range bus.StreamNames() { // all: it says what is missing
 			say("$JS.API.STREAM.INFO." + s)
 		}
@@ -74,6 +75,8 @@ func permissionsOf(id *Identity) Permissions {
 		for _, s := range []string{bus.StreamAlerts, bus.StreamAudit} {
 			say(reads(s)...)
 		}
+		say(answers("operator")...) // what version it is
+		hear(discovery("ct-responder")...)
 		say(acknowledges(bus.StreamAlerts, "responder")...)
 		say(looksUp(bus.StreamLast)...)
 		say(readsBuckets()...)

@@ -212,7 +212,7 @@ func TestPermissions(t *testing.T) {
 		{"subscribe ct.v1.health.*", "aggregator responder operator analyst"},
 		{"subscribe ct.v1.alerts.>", "operator analyst viewer"},
 		{"subscribe ct.v1.audit.>", "operator analyst"},
-		{"subscribe ct.v1.pace", "operator analyst fw-a fw-b"},
+		{"subscribe ct.v1.pace", "aggregator operator analyst fw-a fw-b"},
 		{"subscribe ct.v1.query.*", "aggregator"},
 		{"subscribe ct.v1.query.top", "aggregator"},
 		{"subscribe ct.>", ""},
@@ -224,7 +224,7 @@ func TestPermissions(t *testing.T) {
 		{"subscribe $SYS.>", ""},
 
 		// Answers go to the inboxes of those who ask.
-		{"publish _INBOX.operator.x.y", "aggregator fw-a fw-b"},
+		{"publish _INBOX.operator.x.y", "aggregator responder fw-a fw-b"},
 		{"publish _INBOX.responder.x.y", "fw-a fw-b"},
 		{"publish _INBOX.aggregator.x.y", "fw-a fw-b"},
 		{"publish _INBOX.producer.x.y", ""},
@@ -250,7 +250,8 @@ func TestPermissions(t *testing.T) {
 		{"publish $JS.API.STREAM.MSG.GET.CT_EVENTS", ""},
 		{"publish $JS.API.DIRECT.GET.KV_CT_GUARD.$KV.CT_GUARD.circuit", "responder operator"},
 
-		// Streams: one identity makes them, and nobody erases, but for what is left of a
+		// Streams: one identity makes them, and those of events anew when they are to be
+		// replicated; nobody else erases, but for what is left of a
 		// firewall that was dismissed.
 		{"publish $JS.API.STREAM.CREATE.CT_EVENTS", "bootstrap"},
 		{"publish $JS.API.STREAM.UPDATE.CT_AUDIT", "bootstrap"},
@@ -258,6 +259,9 @@ func TestPermissions(t *testing.T) {
 		{"publish $JS.API.STREAM.INFO.CT_EVENTS", "bootstrap aggregator operator analyst"},
 		{"publish $JS.API.STREAM.INFO.KV_CT_ALLOWLIST", "bootstrap aggregator responder operator fw-a fw-b"},
 		{"publish $JS.API.STREAM.DELETE.CT_AUDIT", ""},
+		{"publish $JS.API.STREAM.DELETE.CT_EVENTS", "bootstrap"},
+		{"publish $JS.API.STREAM.DELETE.CT_SNAPSHOTS", "bootstrap"},
+		{"publish $JS.API.STREAM.DELETE.CT_ALERTS", ""},
 		{"publish $JS.API.STREAM.PURGE.CT_AUDIT", ""},
 		{"publish $JS.API.STREAM.PURGE.CT_EVENTS", ""},
 		{"publish $JS.API.STREAM.PURGE.CT_LAST", "aggregator"},
@@ -269,9 +273,10 @@ func TestPermissions(t *testing.T) {
 
 		// What `nats micro` asks.
 		{"publish $SRV.PING", "operator"},
-		{"subscribe $SRV.PING", "aggregator fw-a fw-b"},
+		{"subscribe $SRV.PING", "aggregator responder fw-a fw-b"},
 		{"subscribe $SRV.STATS.ct-producer", "fw-a fw-b"},
 		{"subscribe $SRV.STATS.ct-aggregator", "aggregator"},
+		{"subscribe $SRV.INFO.ct-responder", "responder"},
 		{"subscribe $SRV.>", ""},
 
 		// The server itself.

@@ -47,6 +47,7 @@ var parts = []part{
 	{"flood", benchFlood},
 	{"seed", benchSeed},
 	{"fleet", benchFleet},
+	{"scale", benchScale},
 	{"views", benchViews},
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -126,7 +125,7 @@ func (c *Conn) Entries(ctx context.Context, bucket string) ([]Msg, error) {
 
 // BucketClock asks the server what its clock says, by a bucket.
 func (c *Conn) BucketClock(ctx context.Context, bucket string) (Clock, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, prepareTime)
 	defer cancel()
 	return c.Clock(ctx, BucketStream(bucket))
 }

@@ -128,7 +128,8 @@ func passing(filter string, deliver jetstream.DeliverPolicy) jetstream.ConsumerC
 
 // pull begins to read, as far ahead as limit says.
 func pull(cons jetstream.Consumer, limit jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
-	return cons.Messages(limit, jetstream.PullHeartbeat(2*time.Second), jetstream.PullExpiry(10*time.Second))
+	// Without two heartbeats the consumer is gone, with its server perhaps.
+	return cons.Messages(limit, jetstream.PullHeartbeat(time.Second), jetstream.PullExpiry(10*time.Second))
 }
 
 // read delivers messages until something goes wrong.
@@ -167,11 +168,7 @@ func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream
 		}
 		return fmt.Errorf("read stream %s: %w", stream, err)
 	}
-	s, err := c.stream(ctx, stream)
-	if err != nil {
-		return fail(err)
-	}
-	cons, err := c.consumer(ctx, s, begin(s.CachedInfo()))
+	cons, err := c.prepare(ctx, stream, begin)
 	if err != nil {
 		return fail(err)
 	}
@@ -194,6 +191,21 @@ func (c *Conn) consume(ctx context.Context, stream string, begin func(*jetstream
 		}
 		fn(message(m, meta))
 	}
+}
+
+// prepareTime is how long the server may take to say how a stream stands and to make a
+// consumer: in a cluster nobody answers until the stream has a leader again.
+const prepareTime = 2 * time.Second
+
+// prepare makes the consumer of a stream that begin configures.
+func (c *Conn) prepare(ctx context.Context, stream string, begin func(*jetstream.StreamInfo) jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(ctx, prepareTime)
+	defer cancel()
+	s, err := c.stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	return c.consumer(ctx, s, begin(s.CachedInfo()))
 }
 
 // stream asks how a stream stands.

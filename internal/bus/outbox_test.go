@@ -128,3 +128,83 @@ func TestOutboxHoldsUpNoOthers(t *testing.T) {
 		t.Errorf("on their way | waiting: %s", got)
 	}
 }
+
+// TestOutboxOfTwo: of two processes that say the same at the same time one is kept, and
+// the other finds out that there is nothing to add; what is new is kept, of whomever, in
+// order; nothing waits for one that has gone.
+func TestOutboxOfTwo(t *testing.T) {
+	s := startServer(t, embedded.Config{Listen: "127.0.0.1:0", Dir: t.TempDir()})
+	if _, err := connect(t, Config{Server: s}).Bootstrap(t.Context(), DefaultLimits, false); err != nil {
+		t.Fatal(err)
+	}
+	const processes, things, steps = 2, 30, 20
+	subject := func(thing, step int) string {
+		return events.AlertSubject([]string{events.Firing, events.Resolved}[step%2], fmt.Sprint("rule-", thing), "fleet", "table")
+	}
+	var superfluous atomic.Int64
+	var all sync.WaitGroup
+	for p := range processes {
+		c := connect(t, Config{Flags: Flags{NATSURL: s.URL()}})
+		o := c.NewOutbox(things*steps, func(subject string, err error) { t.Errorf("refused: %s: %v", subject, err) })
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		all.Go(func() {
+			if err := o.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		if p == 1 {
+			// One stops in the middle.
+			time.AfterFunc(60*time.Millisecond, cancel)
+		} else {
+			defer all.Wait()
+			defer cancel()
+		}
+		all.Go(func() {
+			for step := range steps {
+				for thing := range things {
+					m := &events.Alert{ID: "x", Rule: "r", State: events.Firing, Scope: "fleet", Realm: "default", Key: "table", Value: float64(step)}
+					about := events.SubjectAlerts + ".*." + events.SubjectAlert(subject(thing, step))
+					err := o.PutUnless(subject(thing, step), fmt.Sprint(p, ":", thing, ":", step), about, m, func(last Msg) bool {
+						var theirs events.Alert
+						if err := events.Unmarshal(last.Data, &theirs); err != nil {
+							t.Error(err)
+						}
+						if theirs.Value >= float64(step) {
+							superfluous.Add(1)
+							return true
+						}
+						return false
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	seen, total := map[string]float64{}, 0
+	follow, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	_ = connect(t, Config{Server: s}).Follow(follow, StreamAlerts, FollowFrom{All: true}, func(m Msg) {
+		var a events.Alert
+		if err := events.Unmarshal(m.Data, &a); err != nil {
+			t.Error(err)
+		}
+		about := events.SubjectAlert(m.Subject)
+		if a.Value != seen[about] {
+			t.Errorf("%s: step %v came, want %v", about, a.Value, seen[about])
+		}
+		seen[about] = a.Value + 1
+		if total++; total == things*steps {
+			time.AfterFunc(100*time.Millisecond, stop) // is there more?
+		}
+	})
+	if total != things*steps {
+		t.Errorf("%d messages are kept, want %d", total, things*steps)
+	}
+	if superfluous.Load() == 0 {
+		t.Error("the two never met")
+	}
+}

@@ -109,6 +109,28 @@ func (p *Publisher) publish(subject string, token uint64, id string, data []byte
 	return fmt.Errorf("publish to %s: %w", p.msg.Subject, err)
 }
 
+// publishAfter is publish for a message that the stream takes only if the last one on
+// any of the subjects that about covers has this number, 0 where there is none.
+func (p *Publisher) publishAfter(about string, last uint64, subject string, token uint64, id string, data []byte) error {
+	p.msg.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{about}
+	p.msg.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(last, 10)}
+	err := p.publish(subject, token, id, data)
+	delete(p.msg.Header, jetstream.ExpectedLastSubjSeqSubjHeader)
+	delete(p.msg.Header, jetstream.ExpectedLastSubjSeqHeader)
+	return err
+}
+
+// apiOvertaking is JetStream's error when somebody else's message about the same is
+// being stored by a cluster at this moment.
+const apiOvertaking = 10164
+
+// overtaken says whether the stream did not take a message because of one about the
+// same that its publisher did not know of.
+func overtaken(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == apiWrongLastSequence || api.ErrorCode == apiOvertaking)
+}
+
 // Acks delivers the answers, which Result reads.
 func (p *Publisher) Acks() <-chan *nats.Msg { return p.acks }
 
@@ -119,6 +141,7 @@ func (p *Publisher) Away() <-chan nats.Status { return p.away }
 // pubAck is JetStream's answer.
 type pubAck struct {
 	Stream string              `json:"stream"`
+	Seq    uint64              `json:"seq"`
 	Error  *jetstream.APIError `json:"error"`
 }
 

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -79,6 +80,48 @@ func (c *Conn) Serve(s Service) (stop func(), err error) {
 			c.log.Debug("stop service", "service", s.Name, "error", err)
 		}
 	}, nil
+}
+
+// Instance is one of those that serve.
+type Instance struct {
+	ID       string
+	Metadata map[string]string
+}
+
+// Instances asks who serves a service. Nobody knows how many there are: it waits for
+// so long.
+func (c *Conn) Instances(ctx context.Context, service string, wait time.Duration) ([]Instance, error) {
+	subject, err := micro.ControlSubject(micro.InfoVerb, service, "")
+	if err != nil {
+		return nil, fmt.Errorf("service %s: %w", service, err)
+	}
+	inbox := c.NC.NewInbox()
+	answers, err := c.NC.SubscribeSync(inbox)
+	if err != nil {
+		return nil, fmt.Errorf("service %s: %w", service, err)
+	}
+	defer func() { _ = answers.Unsubscribe() }()
+	if err := c.NC.PublishRequest(subject, inbox, nil); err != nil {
+		return nil, fmt.Errorf("service %s: %w", service, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	var all []Instance
+	for {
+		m, err := answers.NextMsgWithContext(ctx)
+		if err != nil {
+			return all, nil //nolint:nilerr // the time is over, or nobody serves
+		}
+		var info micro.Info
+		if json.Unmarshal(m.Data, &info) != nil || info.Name != service {
+			continue // anybody may answer anything
+		}
+		i := Instance{ID: printable(info.ID), Metadata: map[string]string{}}
+		for k, v := range info.Metadata {
+			i.Metadata[k] = printable(v)
+		}
+		all = append(all, i)
+	}
 }
 
 func (c *Conn) answer(r micro.Request, e Endpoint) {

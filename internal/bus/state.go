@@ -12,6 +12,7 @@ import (
 // State is how a stream stands.
 type State struct {
 	Messages uint64
+	Bytes    uint64
 	LastSeq  uint64    // of the newest message, also when it is no longer kept
 	LastTime time.Time // the stream's
 	Now      time.Time // the server's clock when it answered
@@ -44,5 +45,5 @@ func (c *Conn) State(ctx context.Context, stream string) (State, error) {
 	if now.IsZero() { // a server before 2.10 does not say
 		now = time.Now()
 	}
-	return State{Messages: info.State.Msgs, LastSeq: info.State.LastSeq, LastTime: info.State.LastTime, Now: now}, nil
+	return State{Messages: info.State.Msgs, Bytes: info.State.Bytes, LastSeq: info.State.LastSeq, LastTime: info.State.LastTime, Now: now}, nil
 }

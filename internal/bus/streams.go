@@ -30,6 +30,10 @@ type Limits struct {
 	EventsAge   time.Duration // at least 15 min
 	EventsBytes int64         // for the whole fleet
 	Memory      bool          // keep events and snapshots in memory instead of files
+	// Replicas is on how many servers of a cluster each stream and bucket is kept: 1, 3 or
+	// 5. With 3, one server may be away. 0: those that are there stay as they are, and what
+	// is created has 1.
+	Replicas int
 }
 
 // DefaultLimits suit one server with a few GB of disk.
@@ -38,7 +42,12 @@ var DefaultLimits = Limits{EventsAge: 15 * time.Minute, EventsBytes: 2 << 30}
 // StreamConfigs returns what the bus keeps. Events and snapshots opt out of
 // synchronous writes: what a crash takes from them shows as a gap and a resync
 // mends it, whereas alerts and audit must survive.
+//
+// Of replicated streams the server refuses that, and what they acknowledge is on more
+// than half of the servers. Buckets are read through the leader then, never from a
+// replica that may be behind.
 func StreamConfigs(l Limits) []jetstream.StreamConfig {
+	replicas := max(l.Replicas, 1)
 	bulk := func(name, subject string) jetstream.StreamConfig {
 		c := jetstream.StreamConfig{
 			Name: name, Subjects: []string{subject + ".*"},
@@ -50,9 +59,10 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 			Duplicates:        dedupeWindow,
 			MaxMsgSize:        events.MaxBatchBytes + 4096,
 		}
-		if l.Memory {
+		switch {
+		case l.Memory:
 			c.Storage = jetstream.MemoryStorage
-		} else {
+		case replicas == 1:
 			c.PersistMode = jetstream.AsyncPersistMode
 		}
 		return c
@@ -69,7 +79,7 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 	}
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
-	return []jetstream.StreamConfig{
+	all := []jetstream.StreamConfig{
 		bulk(StreamEvents, events.SubjectEvents),
 		bulk(StreamSnapshots, events.SubjectSnapshots),
 		last,
@@ -85,6 +95,40 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		approvals,
 		bucket(BucketGuard),
 	}
+	for i := range all {
+		all[i].Replicas = replicas
+		all[i].AllowDirect = all[i].AllowDirect && replicas == 1
+	}
+	return all
+}
+
+// Unfit returns the streams that cannot be brought to l as they are: a server does not
+// replicate a stream that was made to be written without waiting for the disk, nor
+// change that. They have to be deleted first, with what they keep.
+func (c *Conn) Unfit(ctx context.Context, l Limits) (names []string, err error) {
+	for _, want := range StreamConfigs(l) {
+		s, err := c.stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", want.Name, err)
+		}
+		if want.Replicas > 1 && s.CachedInfo().Config.PersistMode == jetstream.AsyncPersistMode {
+			names = append(names, want.Name)
+		}
+	}
+	return names, nil
+}
+
+// DeleteStream deletes a stream with all that it keeps.
+func (c *Conn) DeleteStream(ctx context.Context, name string) error {
+	ctx, done := c.denials.asking(ctx, "$JS.API.STREAM.DELETE."+name)
+	err := c.JS.DeleteStream(ctx, name)
+	if done(&err); err != nil {
+		return fmt.Errorf("delete stream %s: %w", name, err)
+	}
+	return nil
 }
 
 // StreamNames are the names of all that the bus keeps, those of buckets too.
@@ -112,6 +156,9 @@ func (c *Conn) Bootstrap(ctx context.Context, l Limits, update bool) ([]string, 
 			}
 		case err == nil && update:
 			before := s.CachedInfo().Config
+			if l.Replicas == 0 {
+				want.Replicas, want.AllowDirect = before.Replicas, before.AllowDirect
+			}
 			want.Storage = before.Storage // cannot be changed
 			if want.Storage == jetstream.MemoryStorage {
 				want.PersistMode = jetstream.DefaultPersistMode

@@ -29,7 +29,7 @@ func TestBecome(t *testing.T) {
 	https, plain := MatchPorts(443), Match{}
 	watch := func(set Set, w time.Duration, n uint64) Level { return Level{Set: set, Window: w, Count: n} }
 	rec := newReceiver(t, Config{Windows: []time.Duration{10 * sec}, Levels: []Level{watch(opened(plain, 0), 10*sec, 100)}})
-	at := int64(day)
+	at := day
 	seq := uint64(0)
 	open := func(n int) []Crossing {
 		t.Helper()

@@ -3,6 +3,8 @@ package host
 import (
 	"errors"
 	"fmt"
+
+	"github.com/ctfleet/ctfleet/internal/daemon"
 )
 
 // ErrNotLinux is why this package and those above it do nothing on another system:
@@ -28,24 +30,15 @@ type Facts struct {
 	PeersError    error // why nobody can tell who is connected by SSH, nil when it can be told
 }
 
-// Finding is one thing an operator should know, and what to do about it.
-type Finding struct {
-	Fatal  bool   // nothing works until this is mended
-	What   string // one sentence
-	Remedy string // one sentence or command
-}
-
-func (f Finding) String() string { return f.What + " " + f.Remedy }
-
 // eventBytes is what one queued event costs of the socket's buffer: an skb's
 // true size, measured on Linux 6.18.
 const eventBytes = 1280
 
 // Preflight turns facts into findings, the fatal ones first.
-func Preflight(f Facts) []Finding {
-	var out []Finding
-	fatal := func(what, remedy string) { out = append(out, Finding{true, what, remedy}) }
-	note := func(what, remedy string) { out = append(out, Finding{false, what, remedy}) }
+func Preflight(f Facts) []daemon.Finding {
+	var out []daemon.Finding
+	fatal := func(what, remedy string) { out = append(out, daemon.Finding{Fatal: true, What: what, Remedy: remedy}) }
+	note := func(what, remedy string) { out = append(out, daemon.Finding{What: what, Remedy: remedy}) }
 	is := func(v *int, want int) bool { return v != nil && *v == want }
 
 	if f.TableError != nil {

@@ -9,8 +9,10 @@ import (
 
 	"github.com/ctfleet/ctfleet/internal/bus"
 	"github.com/ctfleet/ctfleet/internal/conntrack"
+	"github.com/ctfleet/ctfleet/internal/daemon"
 	"github.com/ctfleet/ctfleet/internal/host"
 	"github.com/ctfleet/ctfleet/internal/seal"
+	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
 // preflight logs what an operator should know about this host and keeps it for
@@ -95,19 +97,31 @@ func Check(w io.Writer, opt Options, nats bus.Flags) error {
 		peers, _ := host.Peers(ns, opt.SSHPort...) // the preflight says why not
 		fmt.Fprintf(w, "never flushed or blocked: own addresses %v, gateways %v, resolvers %v, SSH sessions %v, the NATS server\n", id.Addresses, id.Gateways, id.Resolvers, peers)
 	}
-	fatal := false
-	for _, f := range host.Preflight(facts) {
-		mark := "note "
-		if f.Fatal {
-			mark, fatal = "FATAL", true
-		}
-		fmt.Fprintf(w, "%s  %s\n       %s\n", mark, f.What, f.Remedy)
-	}
-	if fatal {
+	return report(w, host.Preflight(facts), opt, nats)
+}
+
+// report prints what was found, and what is found on the way to the bus.
+func report(w io.Writer, found []daemon.Finding, opt Options, nats bus.Flags) error {
+	found = append(found, nats.Check(context.Background(), opt.needs())...)
+	if !daemon.Report(w, found) {
 		return ErrCheck
 	}
-	fmt.Fprintln(w, "ok")
 	return nil
+}
+
+// needs are what a producer does on the bus. Its health goes to whoever listens, so
+// that is not tried.
+func (o *Options) needs() bus.Needs {
+	n := bus.Needs{
+		Role: "producer", Name: o.Name, Permits: "ctfleet auth add-firewall " + o.Name + " --dir DIR --nats-url URL",
+		Publish:   []string{events.EventsSubject(o.Name), events.SnapshotsSubject(o.Name), events.AuditSubject(o.Name, events.VerbReload)},
+		Subscribe: []string{events.SubjectPace},
+	}
+	for _, verb := range []string{events.VerbFlush, events.VerbBlock, events.VerbUnblock, events.VerbResync, events.VerbStatus} {
+		n.Subscribe = append(n.Subscribe, events.CommandSubject(o.Name, verb))
+	}
+	n.Streams = []string{bus.StreamEvents, bus.StreamSnapshots, bus.StreamLast, bus.StreamAudit, bus.BucketStream(bus.BucketAllowlist)}
+	return n
 }
 
 // checkInput is Check for a producer that watches no table.
@@ -119,7 +133,7 @@ func checkInput(w io.Writer, opt Options, nats bus.Flags) error {
 	if opt.Input != "-" {
 		in.Close()
 	}
-	fmt.Fprintf(w, "name %s, realm %s, source %s from %s, linger %s, ring %d MiB, NATS %s\nnote   %s\nok\n",
+	fmt.Fprintf(w, "name %s, realm %s, source %s from %s, linger %s, ring %d MiB, NATS %s\nnote   %s\n",
 		opt.Name, opt.Realm, opt.Source, opt.Input, opt.Linger, opt.RingBytes>>20, nats.Servers(), opt.limits())
-	return nil
+	return report(w, nil, opt, nats)
 }

@@ -62,8 +62,8 @@ func (p *Producer) Reload() (apply func(context.Context), err error) {
 			return
 		}
 		what := fmt.Sprintf("the producer of %s: configuration %s instead of %s: trusts %s", p.opt.Name, after, *before, p.trust)
-		for _, flag := range changed {
-			what += ", --" + flag + " changed"
+		if len(changed) > 0 {
+			what += ", changed: --" + strings.Join(changed, " --")
 		}
 		if p.input == nil {
 			p.preflight() // who is trusted is part of it

@@ -113,7 +113,7 @@ func TestReload(t *testing.T) {
 		})
 		return err == nil && len(acts) == 2
 	})
-	for i, want := range []struct{ before, after, what string }{{config, after, "--protect changed"}, {after, r.p.health(false).Config, "trusts 1 keys"}} {
+	for i, want := range []struct{ before, after, what string }{{config, after, "changed: --protect"}, {after, r.p.health(false).Config, "trusts 1 keys"}} {
 		if a := acts[i].Act; acts[i].Actor != "fw-a" || a.Before != want.before || a.After != want.after || !strings.Contains(a.What, want.what) {
 			t.Errorf("audit: %+v, want %+v", a, want)
 		}
@@ -138,9 +138,8 @@ func TestFlagNames(t *testing.T) {
 	for _, f := range parser.Model.Flags {
 		flags = append(flags, f.Name)
 	}
-	of := reflect.TypeFor[Options]()
-	for i := range of.NumField() {
-		if name := flagName(of.Field(i)); !slices.Contains(flags, name) {
+	for f := range reflect.TypeFor[Options]().Fields() {
+		if name := flagName(f); !slices.Contains(flags, name) {
 			t.Errorf("%s is no flag: %v", name, flags)
 		}
 	}

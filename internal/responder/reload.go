@@ -60,14 +60,18 @@ func (r *Responder) Reload() (apply func(context.Context), err error) {
 
 func named(digest string) string { return cmp.Or(digest, "none") }
 
+func hostName() string {
+	host, _ := os.Hostname() // an empty name is fine
+	return cmp.Or(host, "an unnamed host")
+}
+
 // maxActs bounds the acts that wait for the bus.
 const maxActs = 64
 
 // reloaded has recorded what was changed.
 func (r *Responder) reloaded(what, before, after string) {
-	host, _ := os.Hostname() // an empty name is fine
 	act := &events.Act{
-		Verb: events.VerbReload, What: fmt.Sprintf("the responder on %s: %s", cmp.Or(host, "an unnamed host"), what),
+		Verb: events.VerbReload, What: fmt.Sprintf("the responder on %s: %s", hostName(), what),
 		Before: before, After: after, Reason: "SIGHUP", Time: r.now().UnixMilli(),
 	}
 	r.log.Info("reloaded", "what", what, "before", before, "after", after)

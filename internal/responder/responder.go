@@ -78,6 +78,9 @@ type Dependencies struct {
 	Registry *prometheus.Registry // may be nil
 }
 
+// ServiceName is the micro service of responders. It answers nothing but who there is.
+const ServiceName = "ct-responder"
+
 // durable is the name that all responders share: each alert goes to one.
 const durable = "responder"
 
@@ -214,6 +217,14 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopHealth()
+	stopService, err := r.conn.Serve(bus.Service{
+		Name: ServiceName, Description: "ctfleet responder: alerts into guarded commands",
+		Metadata: map[string]string{"version": daemon.ProgramVersion(), "host": hostName()},
+	})
+	if err != nil {
+		return err
+	}
+	defer stopService()
 	// What is under way when we are to stop gets a little time.
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()

@@ -56,6 +56,49 @@ func (e *Engine) Adopt(a Adopted) error {
 	return nil
 }
 
+// Hear takes note of what was made known of an alert, by another engine that judges the
+// same or by this one. An alert that fires is reported again by whoever is first when it
+// is due again, not by each; one that this engine does not have, or has under another
+// id, it takes over; and one that is over is over here too. If its value is still over
+// the threshold here, it fires anew, as another alert.
+//
+// It returns the error of [Engine.Adopt] where an alert that fires cannot be taken over.
+func (e *Engine) Hear(a Adopted, resolved bool) error {
+	st := &e.summary
+	if a.Rule != Summary {
+		st = e.states[stateKey{slices.IndexFunc(e.rules, func(r Rule) bool { return r.Name == a.Rule }), a.Subject}]
+	}
+	same := st != nil && st.id == a.ID && a.ID != "" // a pending one has none yet
+	switch {
+	case resolved && !same:
+		return nil
+	case resolved && a.Rule == Summary:
+		st.id = ""
+		return nil
+	case resolved:
+		e.drop(st)
+		if r := &e.rules[st.rule]; st.value >= r.Count {
+			e.states[st.stateKey] = &state{stateKey: st.stateKey, value: st.value, started: e.now, under: unknown}
+		}
+		return nil
+	case !same || st.phase == held:
+		return e.Adopt(a)
+	case a.Updated > st.reported:
+		st.reported, st.last, st.peak = a.Updated, a.Value, max(st.peak, a.Peak)
+	}
+	return nil
+}
+
+// drop forgets a firing or held alert of which nothing is to be said.
+func (e *Engine) drop(st *state) {
+	delete(e.states, st.stateKey)
+	if st.phase == held {
+		e.held--
+	} else {
+		e.firing--
+	}
+}
+
 // fits says whether the rule, as it is now, judges a subject.
 func (r *Rule) fits(s Subject) bool {
 	if (r.Scope == Firewall) != (s.Firewall != "") {

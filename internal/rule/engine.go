@@ -64,6 +64,10 @@ type Transition struct {
 	Peak    float64 // the largest since Started
 	Started int64   // when the threshold was crossed, or, with for, when it had been crossed for so long
 	Updated int64
+	// Before is when this alert was last reported, by this engine or another one that it
+	// has heard of (see [Engine.Hear]); 0 at Fired. Who publishes it finds out by that
+	// whether somebody else was first.
+	Before int64
 }
 
 // Summary is the rule name of the one alert that stands for all that MaxFiring
@@ -318,11 +322,15 @@ func (e *Engine) summarize(out []Transition) []Transition {
 }
 
 func (e *Engine) report(k Kind, r *Rule, st *state) Transition {
-	st.reported, st.last = e.now, st.value
-	return Transition{
+	t := Transition{
 		Kind: k, ID: st.id, Rule: r, Subject: st.subject,
-		Value: st.value, Peak: st.peak, Started: st.started, Updated: e.now,
+		Value: st.value, Peak: st.peak, Started: st.started, Updated: e.now, Before: st.reported,
 	}
+	if k == Fired {
+		t.Before = 0
+	}
+	st.reported, st.last = e.now, st.value
+	return t
 }
 
 // id names an alert by what it is about and when it began.

@@ -406,3 +406,82 @@ func BenchmarkObserve(b *testing.B) {
 		e.Observe(0, source(1), 101, at(1))
 	}
 }
+
+// TestHear: of two engines that judge the same, what one makes known counts for the other.
+func TestHear(t *testing.T) {
+	l := newLife(t, 2, newFlows(100, nil))
+	hear := func(resolved bool, id string, of rule.Subject, value, updated float64) {
+		t.Helper()
+		a := rule.Adopted{ID: id, Rule: "new-flows", Subject: of, Value: value, Peak: value, Started: at(0), Updated: at(updated)}
+		if err := l.Hear(a, resolved); err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := func() (ids []string) {
+		for _, tr := range l.Firing() {
+			ids = append(ids, tr.ID)
+		}
+		return ids
+	}
+	firing := func(seconds float64, want ...string) {
+		t.Helper()
+		if got := id(); !slices.Equal(got, want) || l.Stats().Firing != len(want) {
+			t.Fatalf("at %v s: %v fire, %+v, want %v", seconds, got, l.Stats(), want)
+		}
+	}
+	// The other was first to say that it fires on: we are not due before 15 s after that.
+	l.observe(0, source(1), 100, "fired new-flows 198.18.0.1/32 100")
+	own := id()[0]
+	hear(false, own, source(1), 100, 14)
+	l.tick(15)
+	l.tick(28.9)
+	out := l.Tick(at(29), l.lookup)
+	l.expect(29, out, []string{"updated new-flows 198.18.0.1/32 100"})
+	if out[0].Before != at(14) {
+		t.Errorf("it was last reported at %d, want what was heard, %d", out[0].Before, at(14))
+	}
+	hear(false, own, source(1), 300, 20) // from before our own: nothing new
+	l.tick(30)
+	// It gave the alert another id.
+	hear(false, "0a", source(1), 100, 31)
+	firing(31, "0a")
+	hear(true, own, source(1), 0, 31) // one that we no longer have
+	firing(31, "0a")
+	// It says that it is over. Here it is not: it fires anew, and is another one.
+	hear(true, "0a", source(1), 0, 32)
+	firing(32)
+	l.tick(33, "fired new-flows 198.18.0.1/32 100")
+	if again := id()[0]; again == "0a" || again == own {
+		t.Errorf("it fires anew as %s", again)
+	}
+	// Here it is over too, not long enough: nothing more is to be said.
+	l.observe(34, source(1), 10, "updated new-flows 198.18.0.1/32 10")
+	hear(true, id()[0], source(1), 10, 35)
+	firing(35)
+	l.tick(100)
+	// One that we do not have, and whose end we see to; and one that we held back.
+	hear(false, "0b", source(2), 150, 100)
+	l.values[source(2)] = 0
+	l.tick(101, "updated new-flows 198.18.0.2/32 0")
+	l.observe(102, source(3), 100, "fired new-flows 198.18.0.3/32 100")
+	l.observe(103, source(4), 100, "fired max-firing invalid Prefix 1")
+	hear(false, "0c", source(4), 100, 103)
+	if s := l.Stats(); s.Firing != 3 || s.Held != 0 {
+		t.Errorf("%+v, want 3 firing, since another let it fire", s)
+	}
+	if err := l.Hear(rule.Adopted{ID: "0d", Rule: "gone"}, false); err == nil {
+		t.Error("an alert of a rule that is not here is taken over")
+	}
+	if err := l.Hear(rule.Adopted{ID: "0d", Rule: "gone"}, true); err != nil {
+		t.Error(err)
+	}
+	summary := l.Firing()[len(l.Firing())-1].ID
+	if err := l.Hear(rule.Adopted{ID: summary, Rule: rule.Summary}, true); err != nil {
+		t.Error(err)
+	}
+	if got := l.Firing(); len(got) != 3 {
+		t.Errorf("%+v fire, want no summary any more", got)
+	}
+	l.values[source(4)] = 100
+	l.tick(131, "resolved new-flows 198.18.0.2/32 0", "updated new-flows 198.18.0.3/32 100", "updated new-flows 198.18.0.4/32 100")
+}

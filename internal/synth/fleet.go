@@ -26,7 +26,9 @@ type FleetConfig struct {
 	Linger    time.Duration // the least; the aggregator's pace stretches it
 	Ramp      time.Duration // over which they come, one after the other; 0: all at once
 	Bus       bus.Config    // Role and Name are filled in
-	Log       *slog.Logger
+	// Identify says who a firewall is on the bus, where each has keys of its own; may be nil.
+	Identify func(firewall string) bus.Flags
+	Log      *slog.Logger
 }
 
 // Fleet is firewalls without a kernel. Each has a connection of its own and what a
@@ -36,6 +38,7 @@ type Fleet struct {
 	cfg       FleetConfig
 	firewalls []*firewall
 	start     time.Time
+	resting   atomic.Bool
 }
 
 // ringBytes is what each keeps while the bus is away: a minute or so at 2,000 events a second.
@@ -71,6 +74,9 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 			First: uint32(i * cfg.Sources), Count: uint32(cfg.Sources),
 		})
 		bc := cfg.Bus
+		if cfg.Identify != nil {
+			bc.Flags = cfg.Identify(w.name)
+		}
 		bc.Role, bc.Name, bc.Direct, bc.Log = "producer", w.name, true, cfg.Log
 		conn, err := bus.Connect(bc)
 		if err != nil {
@@ -103,6 +109,9 @@ func (f *Fleet) Run(ctx context.Context) error {
 	}
 	return g.Wait()
 }
+
+// Rest says whether nothing new is made for now: what was made is still sent, and health reported.
+func (f *Fleet) Rest(rests bool) { f.resting.Store(rests) }
 
 // Attack makes one firewall see so many flows from a source at once, at the end of its next batch.
 func (f *Fleet) Attack(firewall int, source events.Addr, flows int) {
@@ -186,6 +195,10 @@ func (w *firewall) produce(ctx context.Context) error {
 	carry, last := 0.0, w.fleet.clock()
 	for daemon.Sleep(ctx, time.Duration(w.linger.Load())) {
 		now := w.fleet.clock()
+		if w.fleet.resting.Load() {
+			last = now
+			continue
+		}
 		due := carry + w.fleet.cfg.Rate*float64(now-last)/1e9
 		if due < fullBatch && w.ring.Behind() {
 			continue

@@ -7,10 +7,6 @@ import (
 	"slices"
 )
 
-// BatchVersion is the version of the batch format that this package writes and
-// the only one it reads.
-const BatchVersion = 1
-
 // Limits of one batch. A decoder refuses more; a writer reports itself full
 // before it gets there.
 const (

@@ -2,16 +2,11 @@ package events
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
-
-// ErrVersion is wrapped by decoders when a message is of a version that they do
-// not know: it is newer than this program, or no message of ours.
-var ErrVersion = errors.New("unknown version")
 
 // Decoder decodes batches without allocating per event; per batch it allocates
 // only when a firewall's name or realm changes. The zero value is ready. It is
@@ -105,8 +100,8 @@ func (d *Decoder) field(key string, b *Batch) (bit uint32, err error) {
 	var u uint64
 	switch key {
 	case "v":
-		if u, err = d.dec.DecodeUint64(); err == nil && u != BatchVersion {
-			err = fmt.Errorf("%w %d, this program reads %d", ErrVersion, u, BatchVersion)
+		if u, err = d.dec.DecodeUint64(); err == nil {
+			err = checkVersion(u, batchVersions)
 		}
 	case "sent":
 		b.Sent, err = d.dec.DecodeInt64()

@@ -17,7 +17,7 @@ import (
 	"github.com/ctfleet/ctfleet/pkg/events"
 )
 
-var update = flag.Bool("update", false, "write testdata/*.msgpack and *.json anew")
+var update = flag.Bool("update", false, "write the golden files in testdata that are missing")
 
 func tuple(src, dst string, sport, dport uint16) events.Tuple {
 	s, _ := events.FromNetip(netip.MustParseAddr(src))
@@ -202,9 +202,7 @@ func TestGolden(t *testing.T) {
 			if *update {
 				data := encode(t, g.header, g.events)
 				for name, content := range map[string][]byte{".msgpack": data, ".json": []byte(describe(t, data))} {
-					if err := os.WriteFile(file+name, content, 0o644); err != nil {
-						t.Fatal(err)
-					}
+					writeOnce(t, file+name, content)
 				}
 			}
 			data, want := read(t, file+".msgpack"), read(t, file+".json")

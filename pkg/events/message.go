@@ -14,9 +14,6 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// MessageVersion is the version of all messages but the batch.
-const MessageVersion = 1
-
 // MaxMessageBytes is the largest map message that is read, but for answers.
 const MaxMessageBytes = 256 << 10
 
@@ -49,7 +46,7 @@ func Marshal(m Message) ([]byte, error) {
 }
 
 // Unmarshal decodes data into m, whose former content is lost, and validates
-// it. Unknown keys are skipped; a version other than MessageVersion is refused
+// it. Unknown keys are skipped; a version that this package does not read is refused
 // with ErrVersion.
 func Unmarshal(data []byte, m Message) error {
 	most := MaxMessageBytes
@@ -67,8 +64,8 @@ func Unmarshal(data []byte, m Message) error {
 	if err := msgpack.Unmarshal(data, m); err != nil {
 		return fmt.Errorf("decode %T: %w", m, err)
 	}
-	if v := *m.version(); v != MessageVersion {
-		return fmt.Errorf("decode %T: %w %d, this program reads %d", m, ErrVersion, v, MessageVersion)
+	if err := checkVersion(*m.version(), messageVersions); err != nil {
+		return fmt.Errorf("decode %T: %w", m, err)
 	}
 	if err := m.Validate(); err != nil {
 		return fmt.Errorf("decode %T: %w", m, err)

@@ -36,7 +36,7 @@ func messages() []events.Message {
 		Started: 1_700_000_000_000, Updated: 1_700_000_000_100, Firewalls: map[string]float64{"fw-a": 2001, "fw-b": 2000},
 		Peers: []events.Share{{Value: "198.51.100.1", Count: 12}}, Ports: []events.Share{{Value: "tcp/443", Count: 12}}, SampleSize: 12,
 		Slots: []uint64{0, 1, 4000}, SlotMS: 500, SlotsEnd: 1_700_000_000_500,
-		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Approximate: true, Muted: true, Simulated: true,
+		Unreplied: new(0.5), Allowlisted: true, Lossy: true, Stale: true, Approximate: true, Muted: true, Simulated: true, Partial: true,
 		Text: "203.0.113.7 opened 4001 flows in 10 s on 2 firewalls, 3500 are allowed",
 	}
 	return []events.Message{
@@ -56,7 +56,7 @@ func messages() []events.Message {
 			Outcome: events.OutcomeCommanded, Reason: "policy", Firewalls: []string{"fw-a"}, Commands: []string{"c1"}, Time: 5, Simulated: true,
 		},
 		&events.AllowEntry{Prefix: "10.0.0.0/8", Realm: "lis1", Except: true, Comment: "backup run", Until: 1_700_000_000_000, Removed: true, Time: 1},
-		&events.Act{Verb: events.VerbAllowlist, What: "added 10.0.0.0/8", Who: "alice", Key: "10.0.0.0/8", Realm: "lis1", ID: "d1", Reason: "backup run", Time: 5},
+		&events.Act{Verb: events.VerbAllowlist, What: "added 10.0.0.0/8", Who: "alice", Key: "10.0.0.0/8", Realm: "lis1", ID: "d1", Reason: "backup run", Before: "0011", After: "2233", Time: 5},
 		&events.Proposal{Decision: events.Decision{ID: "d1", Rule: alert.Rule, Outcome: events.OutcomeProposed, Address: alert.Key}, Text: alert.Text, Expires: 6},
 		&events.Answer{ID: "d1", Approve: true, Digest: "00ff", Reason: "seen", Time: 7},
 		&events.Outcome{ID: "d1", Outcome: events.OutcomeCommanded, Who: "alice", Time: 8},
@@ -73,8 +73,8 @@ func messages() []events.Message {
 		&events.FirewallsQuery{},
 		&events.FirewallsReply{Firewalls: []events.FirewallStatus{{
 			Health: health, State: events.StateStale, AgeMS: 3500, Events: 1, EventsPerS: 0.5, Lost: 2, Missing: 3, Duplicates: 4, Refused: 5,
-			ActiveKnown: true, Active: 6, Approximate: true, Boots: 7, Rivals: true, MutedUntil: 8,
-		}}},
+			ActiveKnown: true, Active: 6, Approximate: true, Boots: 7, Rivals: true, MutedUntil: 8, Behind: true, Differs: true,
+		}}, Version: "1.2.4", Rules: "0123456789ab", Newest: "1.2.4", Config: "ba9876543210"},
 		&events.AlertsQuery{State: events.AlertsPast, Since: 1_795_615_500_000},
 		&events.AlertsReply{Alerts: []events.Alert{alert}, More: true},
 		&events.AddressQuery{Address: "203.0.113.7", Realm: "lab"},

@@ -10,6 +10,9 @@ type Pace struct {
 	Head     `msgpack:",inline"`
 	LingerMS uint32 `msgpack:"linger_ms" json:"linger_ms"`
 	Fleet    uint32 `msgpack:"fleet" json:"fleet"` // firewalls that it was computed for
+	// By names one run of an aggregator. Of several, the one that needs the longest
+	// linger speaks, and the others keep quiet.
+	By string `msgpack:"by,omitempty" json:"by,omitempty"`
 }
 
 // MaxLingerMS is the longest linger a producer accepts from the bus.
@@ -19,5 +22,5 @@ func (p *Pace) Validate() error {
 	if p.LingerMS > MaxLingerMS {
 		return fmt.Errorf("linger_ms: %d, at most %d is allowed", p.LingerMS, MaxLingerMS)
 	}
-	return nil
+	return checkText([2]string{"by", p.By})
 }

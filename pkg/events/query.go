@@ -132,6 +132,13 @@ func (*FirewallsQuery) Validate() error { return nil }
 type FirewallsReply struct {
 	Head      `msgpack:",inline"`
 	Firewalls []FirewallStatus `msgpack:"firewalls" json:"firewalls"`
+	// Version and Rules are of the aggregator that answers: its own version, and the
+	// digest of its rules file; Newest is the newest version of all that it knows, and
+	// Config the digest of most firewalls' configuration.
+	Version string `msgpack:"version,omitempty" json:"version,omitempty"`
+	Rules   string `msgpack:"rules,omitempty" json:"rules,omitempty"`
+	Newest  string `msgpack:"newest,omitempty" json:"newest,omitempty"`
+	Config  string `msgpack:"config,omitempty" json:"config,omitempty"`
 }
 
 // States of a firewall as the centre sees it.
@@ -162,9 +169,16 @@ type FirewallStatus struct {
 	// MutedUntil, Unix ms by the server's clock: nobody is told of its alerts until then,
 	// as the bucket CT_GUARD says; who decides by it verifies that.
 	MutedUntil int64 `msgpack:"muted_until,omitempty" json:"muted_until,omitempty"`
+	// Behind: its version is not the newest one. Differs: most firewalls have another
+	// configuration.
+	Behind  bool `msgpack:"behind,omitempty" json:"behind,omitempty"`
+	Differs bool `msgpack:"differs,omitempty" json:"differs,omitempty"`
 }
 
 func (r *FirewallsReply) Validate() error {
+	if err := checkText([2]string{"version", r.Version}, [2]string{"rules", r.Rules}, [2]string{"newest", r.Newest}, [2]string{"config", r.Config}); err != nil {
+		return err
+	}
 	for i := range r.Firewalls {
 		if err := r.Firewalls[i].Health.Validate(); err != nil {
 			return err

@@ -20,7 +20,7 @@ func TestCheckName(t *testing.T) {
 			t.Errorf("%q is allowed", bad)
 		}
 	}
-	for _, bad := range []string{"fleet", "responder", "operator", "realm_a", ""} {
+	for _, bad := range []string{"fleet", "responder", "operator", "aggregator", "realm_a", ""} {
 		if events.CheckFirewall(bad) == nil {
 			t.Errorf("firewall %q is allowed", bad)
 		}
