@@ -34,6 +34,6 @@ for arch in ${ARCHES:-amd64 arm64}; do
   CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly "$go" build -trimpath -buildvcs=false \
     -ldflags "-s -w -buildid= -X github.com/ctfleet/ctfleet/internal/daemon.Version=$version -X github.com/ctfleet/ctfleet/internal/daemon.Commit=$commit" \
     -o "$tree/bin/" ./cmd/...
-  tar -c -C "$work" --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$date" --mode='u+rwX,go+rX,go-w' "$name" | gzip -n -9 >"$dist/$name.tar.gz"
+  tar -c -C "$work" --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$date" --mode='u+rwX,go+rX,go-w' "$name" | gzip -n -6 >"$dist/$name.tar.gz"
 done
 (cd "$dist" && sha256sum ctfleet-*.tar.gz | tee SHA256SUMS)
