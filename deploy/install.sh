@@ -14,6 +14,7 @@ prefix=${PREFIX:-/usr/local}
 root=${DESTDIR:-}
 what=${1:-}
 part=${2:-all}
+case $part in all | firewall | centre) ;; *) echo "install.sh: $part is none of firewall and centre" >&2; exit 2 ;; esac
 
 programs() {
   case $part in

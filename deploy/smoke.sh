@@ -11,6 +11,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# A step that hangs must not keep CI waiting.
+if [ -z "${CTFLEET_SMOKE_LIMITED:-}" ]; then
+  exec env CTFLEET_SMOKE_LIMITED=1 timeout -k 60 1200 deploy/smoke.sh "$@"
+fi
+
 [ "$(id -u)" = 0 ] || { echo 'smoke: root is needed'; exit 1; }
 read -ra compose <<<"${COMPOSE:-docker-compose}"
 for tool in go dockerd docker "${compose[0]}" ip nft nsenter python3 busybox prometheus prometheus-alertmanager; do
@@ -48,9 +53,6 @@ await() {
   done
 }
 
-# Whatever is said to the engine ends: a step that hangs must not keep CI waiting.
-( sleep 900; kill -TERM $$ ) 2>/dev/null &
-watchdog=$!
 
 cleanup() {
   local code=$?
@@ -66,7 +68,6 @@ cleanup() {
     kill "$engine"
     wait "$engine"
   fi
-  kill "$watchdog" 2>/dev/null
   umount -q "$work"/exec/netns/* "$work/data" 2>/dev/null
   [ -e "/run/netns/$netns" ] && ip netns del "$netns"
   rm -rf "$work"
@@ -243,10 +244,12 @@ fired() { ask alerts list -o json | has '"key":"198\.18\.66\.'; }
 await 40 'the alert about the attacker' fired
 decided() { ask audit list -o json | has "\"outcome\":\"$1\""; }
 await 10 'the decision that is only recorded' decided simulated
-ask audit list -o json | has '"receipt":' && fail 'something was deleted in mode observe'
+audit=$(ask audit list -o json)
+has '"receipt":' <<<"$audit" && fail 'something was deleted in mode observe'
 get() { here python3 -c 'import sys,urllib.request as u; r=u.Request(sys.argv[1], headers=dict(h.split(": ",1) for h in sys.argv[2:])); print(u.urlopen(r, timeout=5).read().decode())' "$@"; }
 token=$(docker cp "$(id_of aggregator)":/keys/aggregator/http-token - | tar -xO)
-get http://127.0.0.1:8080/api/v1/firewalls >/dev/null 2>&1 && fail 'the API is served without the token'
+said=$(get http://127.0.0.1:8080/api/v1/firewalls 2>&1) && fail 'the API is served without the token'
+has '401' <<<"$said" || fail "the API without the token: $said"
 get http://127.0.0.1:8080/api/v1/firewalls "Authorization: Bearer $token" | has fw-smoke || fail 'the API does not show the firewall'
 told() { get http://127.0.0.1:9093/api/v2/alerts | has new-flows-by-source; }
 await 30 'Alertmanager to be told' told
@@ -317,7 +320,7 @@ say 'a firewall that is revoked'
 centre run --rm auth revoke-firewall fw-smoke
 refused() { firewall logs --tail=20 2>&1 | has -i 'authorization violation'; }
 await 20 'the revoked firewall to be refused' refused
-silent() { ! is fw-smoke fresh; }
+silent() { ask firewalls list -o json | python_json "sys.exit(any(f['firewall'] == 'fw-smoke' and f['state'] == 'fresh' for f in d['firewalls']))"; }
 await 10 'a revoked firewall to report no more' silent
 producer=$(firewall ps -q producer)
 firewall stop >/dev/null 2>&1
