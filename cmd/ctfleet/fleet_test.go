@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -104,12 +103,7 @@ func (f *fleet) bootstrap() {
 func secureFleet(t *testing.T, firewalls ...string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, lab: newLab(t, firewalls), auth: t.TempDir()}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := free.Addr().String()
-	free.Close()
+	addr := freePort(t)
 	ctfleet := func(args ...string) {
 		t.Helper()
 		if r := f.run(t, "ctfleet", args...); r.code != 0 {
@@ -121,6 +115,7 @@ func secureFleet(t *testing.T, firewalls ...string) *fleet {
 		ctfleet("auth", "add-firewall", name, "--dir", f.auth)
 	}
 	var log output
+	var err error
 	if f.server, err = embedded.Start(embedded.Config{File: filepath.Join(f.auth, "nats.conf"), Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
 		t.Fatal(err)
 	}

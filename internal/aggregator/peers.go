@@ -29,7 +29,7 @@ func (a *Aggregator) superfluous(ours *events.Alert, before int64, last bus.Msg)
 	same := theirs.ID == ours.ID
 	switch {
 	case theirs.State == events.Firing && !same:
-		return true
+		return !a.knownOver(theirs.ID)
 	case theirs.State == events.Firing:
 		return ours.State == events.Firing && theirs.Updated > before
 	case ours.State == events.Resolved:
@@ -69,6 +69,13 @@ func (a *Aggregator) isOver(id string) {
 	if len(a.over) < maxOver {
 		a.over[id] = now
 	}
+}
+
+func (a *Aggregator) knownOver(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, over := a.over[id]
+	return over
 }
 
 // hearAlerts follows what all aggregators publish, from where adopt began.

@@ -73,6 +73,10 @@ func (a *Aggregator) apply(file rule.File, next *core) {
 func (a *Aggregator) publishOver(over []rule.Transition, rules []rule.Rule) {
 	for i := range over {
 		al := a.alert(&over[i])
+		if over[i].Kind != rule.Resolved || al.Rule == rule.Summary {
+			a.send(al, over[i].Before/1e6) // fewer are held back now
+			continue
+		}
 		al.Text = al.Rule + ": the rule is no more"
 		if slices.ContainsFunc(rules, func(r rule.Rule) bool { return r.Name == al.Rule }) {
 			al.Text = al.Rule + ": the rule counts something else now"

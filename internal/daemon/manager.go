@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -19,6 +18,7 @@ import (
 type Manager struct {
 	conn     *net.UnixConn
 	watchdog time.Duration // how long it may hear nothing before it ends us; 0: as long as it likes
+	patience time.Duration // how long what waits for us to be ready waits
 	log      *slog.Logger
 	throttle Throttle
 
@@ -43,7 +43,7 @@ func OpenManager(log *slog.Logger) *Manager {
 		log.Warn("the service manager cannot be told when this program is ready", "error", err)
 		return nil
 	}
-	m := &Manager{conn: conn, log: log}
+	m := &Manager{conn: conn, log: log, patience: startWithin}
 	pid := os.Getenv("WATCHDOG_PID")
 	if usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64); err == nil && usec > 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
 		m.watchdog = time.Duration(usec) * time.Microsecond
@@ -54,10 +54,9 @@ func OpenManager(log *slog.Logger) *Manager {
 const (
 	// lookEvery is how often it is looked whether the program is ready.
 	lookEvery = 100 * time.Millisecond
-	// startMore is what the manager is asked to wait beyond, again and again, for a
-	// program that starts, as long as it is alive: a replay takes its time, and where
-	// NATS is away a firewall is watched all the same.
-	startMore = 30 * time.Second
+	// startWithin is after what time a program counts as started, whatever it waits for: what
+	// comes after it, the boot of a firewall in the end, must not wait for a bus that is away.
+	startWithin = 5 * time.Second
 )
 
 // Run tells the manager when the program is ready, what it waits for until then, that
@@ -75,12 +74,18 @@ func (m *Manager) Run(ctx context.Context, h Health) error {
 		defer t.Stop()
 		beat = t.C
 	}
-	var extended time.Time
+	began := time.Now()
+	owed := false // a beat
 	for {
-		m.tell(h.ready())
-		if now := time.Now(); !m.isReady() && now.Sub(extended) >= startMore/3 && h.alive() == nil {
-			extended = now
-			m.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startMore.Microseconds()))
+		m.tell(h.ready(), time.Since(began) >= m.patience)
+		if owed {
+			// Asked again at each look: a loop that stood still for a while is told of at once when it goes on.
+			if err := h.alive(); err == nil {
+				m.send("WATCHDOG=1")
+				owed = false
+			} else {
+				m.throttle.Warn(m.log, "not alive: the service manager is not told otherwise", "error", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -88,17 +93,14 @@ func (m *Manager) Run(ctx context.Context, h Health) error {
 			return m.conn.Close()
 		case <-look.C:
 		case <-beat:
-			if err := h.alive(); err != nil {
-				m.log.Error("not alive: the service manager is not told otherwise", "error", err)
-				continue
-			}
-			m.send("WATCHDOG=1")
+			owed = true
 		}
 	}
 }
 
-// tell passes on why the program is not ready, and that it is, once.
-func (m *Manager) tell(notReady error) {
+// tell passes on why the program is not ready, and once that it is, or has waited long
+// enough.
+func (m *Manager) tell(notReady error, started bool) {
 	status := "ready"
 	if notReady != nil {
 		status = "waiting: " + strings.Map(func(r rune) rune {
@@ -110,7 +112,7 @@ func (m *Manager) tell(notReady error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	first := notReady == nil && !m.ready
+	first := (notReady == nil || started) && !m.ready
 	if status == m.said && !first {
 		return
 	}

@@ -81,7 +81,6 @@ func TestManager(t *testing.T) {
 			set(errors.New("no connection to NATS\nREADY=1")) // a line of somebody else's choosing
 			m, stop := runManager(t, Health{Ready: func() error { return *why.Load() }})
 			says("STATUS=waiting: no connection to NATS READY=1")
-			says("EXTEND_TIMEOUT_USEC=30000000")
 			m.Reloading() // nobody asks yet
 			m.Reloaded()
 			set(errors.New("the replay has not caught up"))
@@ -141,6 +140,45 @@ func TestWatchdog(t *testing.T) {
 	}
 	if err := pulse.Alive(); err == nil || !strings.Contains(err.Error(), "the loop stands still") {
 		t.Errorf("alive: %v", err)
+	}
+}
+
+// TestStandstill: a loop that stands still for longer than the limit, and goes on, is told of as soon as it
+// does, and not only when the next beat is due.
+func TestStandstill(t *testing.T) {
+	next := manager(t, filepath.Join(t.TempDir(), "notify"))
+	t.Setenv("WATCHDOG_USEC", "4000000") // a beat each 2 s
+	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
+	var stands atomic.Bool
+	stands.Store(true)
+	_, stop := runManager(t, Health{Alive: func() error {
+		if stands.Load() {
+			return errors.New("it stands still")
+		}
+		return nil
+	}})
+	defer stop()
+	time.AfterFunc(2200*time.Millisecond, func() { stands.Store(false) }) // 200 ms after a beat was due
+	begin := time.Now()
+	for next() != "WATCHDOG=1" {
+	}
+	if took := time.Since(begin); took < 2200*time.Millisecond || took > 3500*time.Millisecond {
+		t.Errorf("a beat %s after it began, want one soon after 2.2 s", took)
+	}
+}
+
+// TestStartedWithoutTheBus: what waits for this program to start does not wait for ever for what it waits for.
+func TestStartedWithoutTheBus(t *testing.T) {
+	next := manager(t, filepath.Join(t.TempDir(), "notify"))
+	m := OpenManager(slog.New(slog.DiscardHandler))
+	m.patience = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _ = m.Run(ctx, Health{Ready: func() error { return errors.New("no connection to NATS") }}) }()
+	for _, want := range []string{"STATUS=waiting: no connection to NATS", "READY=1\nSTATUS=waiting: no connection to NATS"} {
+		if got := next(); got != want {
+			t.Fatalf("said %q, want %q", got, want)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package rule
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // An Adopted alert is one that fired before this engine existed.
@@ -60,7 +61,7 @@ func (e *Engine) Adopt(a Adopted) error {
 // same or by this one. An alert that fires is reported again by whoever is first when it
 // is due again, not by each; one that this engine does not have, or has under another
 // id, it takes over; and one that is over is over here too. If its value is still over
-// the threshold here, it fires anew, as another alert.
+// the threshold here after a while, it fires anew, as another alert.
 //
 // It returns the error of [Engine.Adopt] where an alert that fires cannot be taken over.
 func (e *Engine) Hear(a Adopted, resolved bool) error {
@@ -78,7 +79,8 @@ func (e *Engine) Hear(a Adopted, resolved bool) error {
 	case resolved:
 		e.drop(st)
 		if r := &e.rules[st.rule]; st.value >= r.Count {
-			e.states[st.stateKey] = &state{stateKey: st.stateKey, value: st.value, started: e.now, under: unknown}
+			// Not at once: who ended it sees less than this engine, and would end it again.
+			e.states[st.stateKey] = &state{stateKey: st.stateKey, value: st.value, started: e.now, under: unknown, notBefore: e.now + int64(max(r.Recover, settle))}
 		}
 		return nil
 	case !same || st.phase == held:
@@ -88,6 +90,10 @@ func (e *Engine) Hear(a Adopted, resolved bool) error {
 	}
 	return nil
 }
+
+// settle is how long an alert that another engine has ended does not fire here again, however
+// short the rule's recover is: two that do not agree must not end and fire it at each tick.
+const settle = 10 * time.Second
 
 // drop forgets a firing or held alert of which nothing is to be said.
 func (e *Engine) drop(st *state) {

@@ -118,14 +118,17 @@ const (
 // A state is what is remembered of a subject that is over a threshold, or was until a moment ago.
 type state struct {
 	stateKey
-	phase    phase
-	id       string
-	value    float64
-	peak     float64
-	started  int64 // of pending: when it was first over; unknown after a gap
-	under    int64 // since when it has been under the clear threshold; unknown while it is not
-	reported int64
-	last     float64 // the value reported last
+	phase   phase
+	id      string
+	value   float64
+	peak    float64
+	started int64 // of pending: when it was first over; unknown after a gap
+	// notBefore is when a pending one may fire at the earliest, where another engine has
+	// ended the alert before it; 0: whenever.
+	notBefore int64
+	under     int64 // since when it has been under the clear threshold; unknown while it is not
+	reported  int64
+	last      float64 // the value reported last
 }
 
 // unknown is a time that is not known.
@@ -222,7 +225,7 @@ func (e *Engine) judge(out []Transition, st *state, value float64) []Transition 
 		if st.started == unknown {
 			st.started = e.now
 		}
-		if e.now-st.started < int64(r.For) {
+		if e.now-st.started < int64(r.For) || e.now < st.notBefore {
 			return out
 		}
 		return e.fire(out, st)

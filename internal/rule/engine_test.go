@@ -450,14 +450,16 @@ func TestHear(t *testing.T) {
 	// It says that it is over. Here it is not: it fires anew, and is another one.
 	hear(true, "0a", source(1), 0, 32)
 	firing(32)
-	l.tick(33, "fired new-flows 198.18.0.1/32 100")
+	l.tick(33) // not at once: the other would end it again
+	l.tick(59)
+	l.tick(63, "fired new-flows 198.18.0.1/32 100")
 	if again := id()[0]; again == "0a" || again == own {
 		t.Errorf("it fires anew as %s", again)
 	}
 	// Here it is over too, not long enough: nothing more is to be said.
-	l.observe(34, source(1), 10, "updated new-flows 198.18.0.1/32 10")
-	hear(true, id()[0], source(1), 10, 35)
-	firing(35)
+	l.observe(64, source(1), 10, "updated new-flows 198.18.0.1/32 10")
+	hear(true, id()[0], source(1), 10, 65)
+	firing(65)
 	l.tick(100)
 	// One that we do not have, and whose end we see to; and one that we held back.
 	hear(false, "0b", source(2), 150, 100)
