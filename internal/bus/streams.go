@@ -68,14 +68,16 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		return c
 	}
 	// In a file, though it is worth nothing after a few seconds: in memory the stream itself would
-	// be gone when the server has been restarted, and only bootstrap may create it.
+	// be gone when the server has been restarted, and only bootstrap may create it. Of three
+	// servers two go on, and would wait for the disk with each message.
 	last := jetstream.StreamConfig{
 		Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
-		MaxMsgsPerSubject: 1, PersistMode: jetstream.AsyncPersistMode, MaxMsgSize: events.MaxMessageBytes,
-		MaxBytes: 64 << 20,
+		MaxMsgsPerSubject: 1, MaxMsgSize: events.MaxMessageBytes, MaxBytes: 64 << 20,
 	}
-	if l.Memory {
-		last.Storage, last.PersistMode = jetstream.MemoryStorage, jetstream.DefaultPersistMode
+	if l.Memory || replicas > 1 {
+		last.Storage = jetstream.MemoryStorage
+	} else {
+		last.PersistMode = jetstream.AsyncPersistMode
 	}
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
