@@ -30,10 +30,10 @@ for arch in ${ARCHES:-amd64 arm64}; do
   git archive --format=tar "$commit" README.md CHANGELOG.md SECURITY.md LICENSE docs deploy | tar -x -C "$tree"
   # What only a checkout can use.
   find "$tree" -name '*_test.go' -delete
-  rm -f "$tree/deploy/smoke.sh" "$tree/deploy/release.sh"
+  rm -f "$tree/deploy/smoke.sh" "$tree/deploy/release.sh" "$tree/deploy/systemd/smoke.sh"
   CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly "$go" build -trimpath -buildvcs=false \
     -ldflags "-s -w -buildid= -X github.com/ctfleet/ctfleet/internal/daemon.Version=$version -X github.com/ctfleet/ctfleet/internal/daemon.Commit=$commit" \
     -o "$tree/bin/" ./cmd/...
-  tar -c -C "$work" --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$date" --mode='u+rwX,go+rX,go-w' "$name" | gzip -n -9 >"$dist/$name.tar.gz"
+  tar -c -C "$work" --format=ustar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$date" --mode='u+rwX,go+rX,go-w' "$name" | gzip -n -6 >"$dist/$name.tar.gz"
 done
 (cd "$dist" && sha256sum ctfleet-*.tar.gz | tee SHA256SUMS)

@@ -117,15 +117,20 @@ func (d *fleetDir) reload(ctx context.Context) error {
 type authAddCmd struct {
 	Name []string `arg:"" help:"The firewall's name: a-z, 0-9, and after the first character - and _; or several."`
 	fleetDir
-	Realm     string `default:"default" help:"Where its addresses name one host each (${default})."`
-	URL       string `placeholder:"URL" help:"Where this firewall reaches the server (as auth init was told)."`
-	Force     bool   `xor:"there" help:"Another key and certificate for one that is there. What it has works no more."`
+	Realm     string `placeholder:"NAME" help:"Where its addresses name one host each (as it was told before, or default)."`
+	URL       string `placeholder:"URL" help:"Where this firewall reaches the server (as it was told before, or as auth init was)."`
+	Force     bool   `xor:"there" help:"Another key and certificate for one that is there. What it has works no more; its producer.yaml stays."`
 	IfMissing bool   `xor:"there" help:"Leave one that is there as it is."`
 }
 
 func (c *authAddCmd) Run(ctx context.Context) error {
 	for _, name := range c.Name {
-		if err := errors.Join(events.CheckFirewall(name), events.CheckRealm(c.Realm)); err != nil {
+		if err := events.CheckFirewall(name); err != nil {
+			return &exitError{2, err}
+		}
+	}
+	if c.Realm != "" {
+		if err := events.CheckRealm(c.Realm); err != nil {
 			return &exitError{2, err}
 		}
 	}

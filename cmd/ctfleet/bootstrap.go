@@ -19,7 +19,7 @@ type bootstrapCmd struct {
 	EventsBytes int64         `default:"2147483648" help:"How many bytes of events are kept for the whole fleet (${default})."`
 	Memory      bool          `help:"Keep events and snapshots in memory. A restart of the server then loses them, which shows as a gap."`
 	Replicas    int           `placeholder:"N" help:"On how many servers of a cluster each stream and bucket is kept: 1, 3 or 5. With 3, one server may be away (as they are, and new ones on 1)."`
-	Anew        bool          `help:"Delete the streams of events and snapshots where they were made for one server, which cannot be replicated, and make them anew: what they keep is gone."`
+	Anew        bool          `help:"Delete the streams of events, snapshots and last reports where they were made for one server, which cannot be replicated, and make them anew: what they keep is gone."`
 	Wait        time.Duration `default:"0s" help:"Keep trying this long when the server is not there yet."`
 }
 

@@ -104,6 +104,7 @@ type Aggregator struct {
 	circuit events.Circuit
 	said    said // of firewalls, by operators
 	pacer   pacer
+	over    map[string]time.Time // alerts whose end we know, by id, since when
 
 	ready   atomic.Bool
 	refused *prometheus.CounterVec
@@ -121,7 +122,7 @@ func New(opt Options, file rule.File, deps Dependencies) (*Aggregator, error) {
 	}
 	a := &Aggregator{
 		pulse: daemon.NewPulse("counting", standstill), rules: file, opt: opt, deps: deps, log: deps.Log, fleet: map[string]*firewall{},
-		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), pacer: pacer{self: rand.Text()}, reads: make(chan struct{}, readsAtOnce),
+		intake: make(chan message, 1024), begun: make(chan struct{}), purges: make(chan string, maxPurges), said: newSaid(), pacer: pacer{self: rand.Text()}, over: map[string]time.Time{}, reads: make(chan struct{}, readsAtOnce),
 	}
 	var err error
 	if a.core, err = newCore(slices.Concat(file.Rules, alarms), file.MaxFiring, opt.MaxKeys); err != nil {

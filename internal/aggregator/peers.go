@@ -2,6 +2,7 @@ package aggregator
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/ctfleet/ctfleet/internal/bus"
@@ -41,8 +42,32 @@ func (a *Aggregator) superfluous(ours *events.Alert, before int64, last bus.Msg)
 func (a *Aggregator) hear(al *events.Alert) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if al.State == events.Resolved {
+		a.isOver(al.ID)
+	} else if _, over := a.over[al.ID]; over {
+		return // published before the end, and heard after it
+	}
 	if err := a.engine.Hear(adopted(al), al.State == events.Resolved); err != nil {
 		a.log.Debug("an alert is not followed", "error", err)
+	}
+}
+
+// maxOver bounds what is remembered of alerts that are over, and overFor for how long: what was
+// published before an end comes within seconds after it.
+const (
+	maxOver = 1 << 14
+	overFor = time.Minute
+)
+
+// isOver remembers that an alert is: each that fires has an id of its own, so it does not
+// fire again.
+func (a *Aggregator) isOver(id string) {
+	now := time.Now()
+	if len(a.over) >= maxOver {
+		maps.DeleteFunc(a.over, func(_ string, since time.Time) bool { return now.Sub(since) > overFor })
+	}
+	if len(a.over) < maxOver {
+		a.over[id] = now
 	}
 }
 

@@ -36,6 +36,10 @@ func (a *Aggregator) send(al *events.Alert, before int64) {
 		// The bus is away and thousands of alerts wait. What stays over its
 		// threshold is reported again.
 		a.dropAlert(subject, err)
+		return
+	}
+	if al.State == events.Resolved {
+		a.isOver(al.ID)
 	}
 }
 

@@ -135,18 +135,25 @@ func writeNew(path string, data []byte) error {
 func replace(path string, data []byte, mode fs.FileMode) error {
 	tmp := path + ".new"
 	var owner Owner
-	if info, err := os.Stat(path); err == nil {
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
 		mode = info.Mode().Perm()
 		if s, ok := info.Sys().(*syscall.Stat_t); ok && (int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
 			owner = OwnedBy(int(s.Uid), int(s.Gid))
 		}
 	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	// The directory may be a service's, and we may be root: nothing that it has put there is followed.
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, mode)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(mode), owner.take(tmp), f.Sync(), f.Close()); err != nil {
+	if owner.set {
+		err = errors.Join(err, f.Chown(owner.UID, owner.GID))
+	}
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
 	return os.Rename(tmp, path)

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -131,6 +132,18 @@ func Init(dir string, o Options) error {
 		return err
 	}
 	t.add(text, registerFile) // last: with it the fleet is there
+	if o.Force {
+		// Of firewalls that are none any more.
+		made, err := os.ReadDir(filepath.Join(dir, firewallsDir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, f := range made {
+			if err := removeFirewall(dir, f.Name()); err != nil {
+				return err
+			}
+		}
+	}
 	return t.write()
 }
 
@@ -240,9 +253,9 @@ tls {
 // Firewall says what [AddFirewall] makes.
 type Firewall struct {
 	Name  string
-	Realm string
-	URL   string // where it reaches the server; "": as Init was told
-	Force bool   // another key and certificate for one that is there
+	Realm string // "": as it was told before, or the default realm
+	URL   string // where it reaches the server; "": as it was told before, or as Init was
+	Force bool   // another key and certificate for one that is there; its producer.yaml stays
 }
 
 // AddFirewall adds a firewall to the fleet in dir, and returns the directory that is to be
@@ -251,8 +264,10 @@ func AddFirewall(dir string, f Firewall) (made string, err error) {
 	if err := events.CheckFirewall(f.Name); err != nil {
 		return "", err
 	}
-	if err := events.CheckRealm(f.Realm); err != nil {
-		return "", err
+	if f.Realm != "" {
+		if err := events.CheckRealm(f.Realm); err != nil {
+			return "", err
+		}
 	}
 	err = change(dir, func(dir string, reg *Register) error {
 		at := reg.find(f.Name)
@@ -262,6 +277,10 @@ func AddFirewall(dir string, f Firewall) (made string, err error) {
 		if at < 0 && slices.ContainsFunc(reg.Identities, func(id Identity) bool { return id.Name == f.Name }) {
 			return fmt.Errorf("%s is the name of a service", f.Name)
 		}
+		if at >= 0 {
+			f.Realm, f.URL = cmp.Or(f.Realm, reg.Identities[at].Realm), cmp.Or(f.URL, reg.Identities[at].URL)
+		}
+		f.Realm = cmp.Or(f.Realm, events.RealmDefault)
 		var ca *authority
 		if reg.TLS {
 			if ca, err = readAuthority(dir); err != nil {
@@ -278,11 +297,14 @@ func AddFirewall(dir string, f Firewall) (made string, err error) {
 			return err
 		}
 		t.add(trust, firewallsDir, f.Name, "trust.yaml")
-		t.add(reg.producer(&f), firewallsDir, f.Name, "producer.yaml")
+		if _, err := os.Lstat(filepath.Join(dir, firewallsDir, f.Name, "producer.yaml")); err != nil || !f.Force {
+			t.add(reg.producer(&f), firewallsDir, f.Name, "producer.yaml") // what was changed in one that is there stays
+		}
 		if err := t.write(); err != nil {
 			return err
 		}
 		made = filepath.Join(dir, firewallsDir, f.Name)
+		id.Realm, id.URL = f.Realm, f.URL
 		if at >= 0 {
 			reg.Identities[at] = id
 		} else {
@@ -324,16 +346,21 @@ func RevokeFirewall(dir, name string) error {
 			return fmt.Errorf("there is no firewall %.70q; there are: %s", name, strings.Join(reg.Firewalls(), ", "))
 		}
 		reg.Identities = slices.Delete(reg.Identities, at, at+1)
-		// What is left of it opens nothing any more. Other people's files are theirs.
-		at0 := filepath.Join(dir, firewallsDir, name)
-		for _, f := range []string{"nats.nk", "cert.pem", "key.pem", "ca.pem", "trust.yaml", "producer.yaml"} {
-			if err := os.Remove(filepath.Join(at0, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
-		_ = os.Remove(at0) // stays where there is something in it
-		return nil
+		return removeFirewall(dir, name)
 	})
+}
+
+// removeFirewall removes what was made for a firewall: it opens nothing any more. Other
+// people's files are theirs.
+func removeFirewall(dir, name string) error {
+	made := filepath.Join(dir, firewallsDir, name)
+	for _, f := range []string{"nats.nk", "cert.pem", "key.pem", "ca.pem", "trust.yaml", "producer.yaml"} {
+		if err := os.Remove(filepath.Join(made, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	_ = os.Remove(made) // stays where there is something in it
+	return nil
 }
 
 // Environment is how an identity of the fleet in dir connects, as variables: a service, or a

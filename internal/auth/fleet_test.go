@@ -98,9 +98,12 @@ func TestInit(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range contents(t, dir) {
-		if before[name] == text && name != "nats.conf" && !strings.HasPrefix(name, "firewalls/") {
+		if before[name] == text && name != "nats.conf" {
 			t.Errorf("%s is as before, with Force", name)
 		}
+	}
+	if _, err := AddFirewall(dir, Firewall{Name: "fw1"}); err != nil {
+		t.Errorf("a firewall of before: %v", err)
 	}
 
 	// Half a fleet is no fleet, and nothing of it is lost.
@@ -142,6 +145,64 @@ func TestNames(t *testing.T) {
 		if strings.HasSuffix(name, ".pem") || strings.HasPrefix(name, "firewalls") {
 			t.Errorf("%s, without TLS and without a firewall", name)
 		}
+	}
+}
+
+// TestAnotherKey: a firewall that gets one stays where it was, and what it was told.
+func TestAnotherKey(t *testing.T) {
+	dir := t.TempDir()
+	if err := Init(dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := AddFirewall(dir, Firewall{Name: "fw1", Realm: "lis1", URL: "tls://other:4222"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(made, "producer.yaml")
+	told := append(read(t, config), "allow-flush: true\n"...)
+	if err := os.WriteFile(config, told, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := contents(t, made)
+	if _, err := AddFirewall(dir, Firewall{Name: "fw1", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range contents(t, made) {
+		if same, want := before[name] == text, name == "producer.yaml" || name == "trust.yaml" || name == "ca.pem"; same != want {
+			t.Errorf("%s is as before: %t, want %t", name, same, want)
+		}
+	}
+	// The copy at the centre may be gone.
+	if err := os.RemoveAll(made); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := AddFirewall(dir, Firewall{Name: "fw1", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if text := string(read(t, config)); !strings.Contains(text, "realm: lis1\n") || !strings.Contains(text, "tls://other:4222") {
+		t.Errorf("it was told\n%s", text)
+	}
+}
+
+// TestReplaceFollowsNothing: who owns the directory of a file that root replaces does not make root
+// write, or give away, another one.
+func TestReplaceFollowsNothing(t *testing.T) {
+	dir := t.TempDir()
+	precious := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(precious, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "accounts.conf")
+	for _, link := range []string{path, path + ".new"} {
+		if err := os.Symlink(precious, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := replace(path, []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if string(read(t, precious)) != "mine" || string(read(t, path)) != "theirs" {
+		t.Errorf("the other file says %s, this one %s", read(t, precious), read(t, path))
 	}
 }
 

@@ -20,6 +20,9 @@ type Identity struct {
 	Name string `yaml:"name"` // a firewall's is its name in the fleet
 	Role Role   `yaml:"role"`
 	Key  string `yaml:"key"` // public, U…
+	// Of a firewall: what its producer.yaml was made with.
+	Realm string `yaml:"realm,omitempty"`
+	URL   string `yaml:"url,omitempty"`
 }
 
 // Register is the file identities.yaml: what the server's accounts are made from. Nothing in it
@@ -143,15 +146,21 @@ accounts {
 func (id *Identity) user(b *strings.Builder) {
 	p := permissionsOf(id)
 	fmt.Fprintf(b, "      { # %s, %s\n        nkey: %s\n        permissions {\n", id.Name, id.Role, id.Key)
-	for _, way := range []struct {
-		verb     string
-		subjects []string
-	}{{"publish", p.Publish}, {"subscribe", p.Subscribe}} {
-		fmt.Fprintf(b, "          %s {\n            allow [\n", way.verb)
-		for _, s := range way.subjects {
+	list := func(word string, subjects []string) {
+		if len(subjects) == 0 {
+			return
+		}
+		fmt.Fprintf(b, "            %s [\n", word)
+		for _, s := range subjects {
 			fmt.Fprintf(b, "              %q\n", s)
 		}
-		b.WriteString("            ]\n          }\n")
+		b.WriteString("            ]\n")
 	}
+	b.WriteString("          publish {\n")
+	list("allow", p.Publish)
+	list("deny", p.Not)
+	b.WriteString("          }\n          subscribe {\n")
+	list("allow", p.Subscribe)
+	b.WriteString("          }\n")
 	b.WriteString("        }\n      }\n")
 }

@@ -29,6 +29,8 @@ const (
 type Permissions struct {
 	Publish   []string
 	Subscribe []string
+	// Not are those of Publish that are not permitted all the same.
+	Not []string
 }
 
 // permissionsOf returns what an identity may do. There is no allow_responses anywhere: with it,
@@ -47,7 +49,9 @@ func permissionsOf(id *Identity) Permissions {
 		for _, s := range bus.StreamNames() {
 			say("$JS.API.STREAM.INFO."+s, "$JS.API.STREAM.CREATE."+s, "$JS.API.STREAM.UPDATE."+s)
 		}
-		say("$JS.API.STREAM.DELETE."+bus.StreamEvents, "$JS.API.STREAM.DELETE."+bus.StreamSnapshots) // bootstrap --anew
+		for _, s := range []string{bus.StreamEvents, bus.StreamSnapshots, bus.StreamLast} {
+			say("$JS.API.STREAM.DELETE." + s) // bootstrap --anew
+		}
 	case RoleFirewall:
 		say(events.EventsSubject(id.Name), events.SnapshotsSubject(id.Name), events.HealthSubject(id.Name), events.AuditSubject(id.Name, "*"))
 		hear(events.CommandSubject(id.Name, "*"), events.SubjectPace)
@@ -95,13 +99,19 @@ func permissionsOf(id *Identity) Permissions {
 		hear(overhears()...)
 	case RoleViewer:
 		// Not by a consumer: who may read a stream may, by the subject for the reply, have the server
-		// publish what is stored there once more, wherever it likes.
+		// publish what is stored there once more, wherever it likes. Of the past it sees what these answers hold: alerts
+		// with a sample of peers, and counts where a history is kept.
 		say(events.QuerySubject(events.QueryTop), events.QuerySubject(events.QueryFirewalls), events.QuerySubject(events.QueryAlerts))
 		hear(events.SubjectAlerts + ".>")
 	}
+	if id.Role != RoleResponder && slices.Contains(p.Publish, "$JS.API.CONSUMER.MSG.NEXT."+bus.StreamAlerts+".*") {
+		// The alerts that wait for responders: whoever took one would keep it from them.
+		const own = "." + bus.StreamAlerts + ".responder"
+		p.Not = []string{"$JS.API.CONSUMER.CREATE" + own, "$JS.API.CONSUMER.CREATE" + own + ".>", "$JS.API.CONSUMER.MSG.NEXT" + own}
+	}
 	slices.Sort(p.Publish)
 	slices.Sort(p.Subscribe)
-	return Permissions{slices.Compact(p.Publish), slices.Compact(p.Subscribe)}
+	return Permissions{Publish: slices.Compact(p.Publish), Subscribe: slices.Compact(p.Subscribe), Not: p.Not}
 }
 
 // commands are those that a key can be trusted for: each is signed, and the firewall decides.

@@ -37,7 +37,11 @@ func TestReference(t *testing.T) {
 	}
 	for _, r := range roles {
 		p := permissionsOf(&Identity{Name: "FIREWALL", Role: r.role, Key: "KEY"})
-		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| publishes | subscribes to |\n|---|---|\n", r.role, r.who)
+		not := ""
+		if len(p.Not) > 0 {
+			not = " Not `" + strings.Join(p.Not, "`, `") + "`: what waits for responders."
+		}
+		fmt.Fprintf(&b, "\n## %s\n\n%s.%s\n\n| publishes | subscribes to |\n|---|---|\n", r.role, r.who, not)
 		for i := range max(len(p.Publish), len(p.Subscribe)) {
 			cell := func(list []string) string {
 				if i < len(list) {

@@ -48,6 +48,14 @@ var DefaultLimits = Limits{EventsAge: 15 * time.Minute, EventsBytes: 2 << 30}
 // replica that may be behind.
 func StreamConfigs(l Limits) []jetstream.StreamConfig {
 	replicas := max(l.Replicas, 1)
+	atEase := func(c *jetstream.StreamConfig) { // nothing waits for the disk
+		switch {
+		case l.Memory:
+			c.Storage = jetstream.MemoryStorage
+		case replicas == 1:
+			c.PersistMode = jetstream.AsyncPersistMode
+		}
+	}
 	bulk := func(name, subject string) jetstream.StreamConfig {
 		c := jetstream.StreamConfig{
 			Name: name, Subjects: []string{subject + ".*"},
@@ -59,26 +67,16 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 			Duplicates:        dedupeWindow,
 			MaxMsgSize:        events.MaxBatchBytes + 4096,
 		}
-		switch {
-		case l.Memory:
-			c.Storage = jetstream.MemoryStorage
-		case replicas == 1:
-			c.PersistMode = jetstream.AsyncPersistMode
-		}
+		atEase(&c)
 		return c
 	}
 	// In a file, though it is worth nothing after a few seconds: in memory the stream itself would
-	// be gone when the server has been restarted, and only bootstrap may create it. Of three
-	// servers two go on, and would wait for the disk with each message.
+	// be gone when the server has been restarted, and only bootstrap may create it.
 	last := jetstream.StreamConfig{
 		Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
 		MaxMsgsPerSubject: 1, MaxMsgSize: events.MaxMessageBytes, MaxBytes: 64 << 20,
 	}
-	if l.Memory || replicas > 1 {
-		last.Storage = jetstream.MemoryStorage
-	} else {
-		last.PersistMode = jetstream.AsyncPersistMode
-	}
+	atEase(&last)
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
 	all := []jetstream.StreamConfig{
