@@ -76,7 +76,9 @@ func StreamConfigs(l Limits) []jetstream.StreamConfig {
 		Name: StreamLast, Subjects: []string{events.SubjectHealth + ".*", events.SubjectPace},
 		MaxMsgsPerSubject: 1, MaxMsgSize: events.MaxMessageBytes, MaxBytes: 64 << 20,
 	}
-	atEase(&last)
+	if atEase(&last); replicas > 1 {
+		last.Storage = jetstream.MemoryStorage // of three servers two go on, and would wait for the disk with each report
+	}
 	approvals := bucket(BucketApprovals)
 	approvals.MaxAge = 7 * 24 * time.Hour // what was proposed is in the audit
 	all := []jetstream.StreamConfig{
