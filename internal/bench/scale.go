@@ -24,7 +24,7 @@ const (
 // scales are fleets, each with as many aggregators.
 var scales = []struct{ firewalls, aggregators int }{{1, 1}, {10, 1}, {100, 1}, {100, 2}, {1000, 1}}
 
-// benchScale measures what fleets of ordinary firewalls cost the centre: docs/howto/scale.md is made
+// benchScale measures what fleets of ordinary firewalls cost the centre: docs/scaling.md is made
 // of it. The server keeps events on disk; server, aggregators and fleet are processes of their own.
 func benchScale(ctx context.Context) (rows []figure, err error) {
 	for _, s := range scales {
